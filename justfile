@@ -1,0 +1,39 @@
+# The verbs of TRex. Everything runs out of .venv; nothing needs activating.
+
+# list the verbs
+default:
+    @{{just_executable()}} --justfile {{justfile()}} --list
+
+# make .venv and install the project with its development tools
+install:
+    test -x .venv/bin/python || python3 -m venv .venv
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+
+# five voters, three members, one killed leader: see it work (under a minute)
+demo *args:
+    .venv/bin/trex demo {{args}}
+
+# the whole test suite, or the tests named
+test *args:
+    .venv/bin/python -m pytest -n 2 --dist worksteal {{args}}
+
+# what must hold before anything lands (the tests apart)
+check:
+    .venv/bin/ruff check .
+    .venv/bin/ruff format --check .
+    .venv/bin/mypy
+    .venv/bin/lint-imports --no-cache
+    .venv/bin/python -m pytest -q -p no:cacheprovider tests/test_house.py
+
+# make the sources look as `check` wants them
+fmt:
+    .venv/bin/ruff check --fix-only --quiet .
+    .venv/bin/ruff format .
+
+# long runs: the simulator over many seeds, until Ctrl-C or the count given
+soak seeds="100000":
+    .venv/bin/python -m tests.simulator --seeds {{seeds}}
+
+# commits a second and latency of five voters, as JSON lines
+bench *args:
+    .venv/bin/python benchmarks/commit.py {{args}}

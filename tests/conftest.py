@@ -1,0 +1,33 @@
+"""What all tests share: the event loop they run on and the recorded data they may read."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Coroutines run on asyncio, as the product does."""
+    return "asyncio"
+
+
+def recorded_data(name: str) -> Path:
+    """The recorded file ``name``. Skips only where no recorded data is kept at all: a data
+    directory that lacks the file is a failure."""
+    folder = Path(os.environ.get("TREX_DATA_DIR", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir() and "TREX_DATA_DIR" not in os.environ:
+        pytest.skip(f"no recorded data: {folder} does not exist; set TREX_DATA_DIR")
+    if not (folder / name).is_file():
+        pytest.fail(f"the recorded data in {folder} lacks {name}")
+    return folder / name
+
+
+@pytest.fixture(scope="session")
+def google_trace() -> Path:
+    """Every machine event of one recorded cluster, 37,780 rows."""
+    return recorded_data("google2011_machine_events.csv.gz")
