@@ -11,5 +11,6 @@ README = Path(__file__).parent.parent / "README.md"
 def shell_blocks() -> list[str]:
     """The text of each ``sh`` block, in order."""
     return [
-        block.strip() for block in re.findall(r"^```sh\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+        block.strip()
+        for block in re.findall(r"^```sh\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
     ]

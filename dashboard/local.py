@@ -1,0 +1,347 @@
+"""A real cluster on this machine: its directory, free ports, cluster file and child processes.
+
+This module alone knows how the parts of a cluster are started side by side on loopback, for the
+demo, the benchmarks and the end-to-end tests.  Each child is an ordinary ``python -m voters`` or
+``python -m listeners``; what is added is that none of them outlives this process, however it
+ends: the kernel kills them with it (Linux, ``PR_SET_PDEATHSIG``), so they must be started from a
+thread that lives as long as the process, the main one.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+PORTS_FIRST: Final = 10_240
+"""Lowest port used: above the well-known ones."""
+PORTS_LAST: Final = 32_000
+"""Highest port used: below those the kernel hands out to outgoing connections."""
+BLOCK_PORTS: Final = 32
+"""Ports of one block: a guard, three for each of seven voters, two for the stream, spare ones."""
+PORTS_A_VOTER: Final = 3
+LINES_KEPT: Final = 20_000
+"""Most lines of a child's output kept in memory; its log file keeps them all."""
+TERMINATE_S: Final = 10.0
+"""Seconds a child gets to stop after SIGTERM before it is killed."""
+
+_LIFELINE: Final = """
+import ctypes, os, signal, sys
+parent, *command = sys.argv[1:]
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+if os.getppid() != int(parent):
+    sys.exit(0)
+os.execv(command[0], command)
+"""
+"""Runs in the child before the real program: ask to be killed with the parent, then become it."""
+
+
+class PortBlock:
+    """Consecutive ports of 127.0.0.1 that no other block on this machine uses while it is open.
+
+    The first one is bound for as long as the block is open and so keeps others out; the rest are
+    checked to be free for TCP and UDP. Raises ``OSError`` when the machine has no free block.
+    """
+
+    def __init__(self) -> None:
+        blocks = list(range(PORTS_FIRST, PORTS_LAST, BLOCK_PORTS))
+        random.shuffle(blocks)
+        for base in blocks:
+            guard = socket.socket()
+            try:
+                guard.bind(("127.0.0.1", base))
+                for port in range(base + 1, base + BLOCK_PORTS):
+                    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                        with socket.socket(type=kind) as probe:
+                            probe.bind(("127.0.0.1", port))
+            except OSError:
+                guard.close()
+                continue
+            self._guard = guard
+            self.ports: tuple[int, ...] = tuple(range(base + 1, base + BLOCK_PORTS))
+            return
+        raise OSError(
+            f"no free block of {BLOCK_PORTS} ports between {PORTS_FIRST} and {PORTS_LAST}"
+        )
+
+    def close(self) -> None:
+        """Let others have the ports."""
+        self._guard.close()
+
+
+class Child:
+    """One running program of the cluster. Its output goes to ``log`` and can be waited for."""
+
+    def __init__(
+        self, name: str, command: Sequence[str | Path], log: Path, environment: Mapping[str, str]
+    ) -> None:
+        self.name = name
+        self.log = log
+        self._lines: list[str] = []
+        self._dropped = 0
+        self._ended = False
+        self._changed = threading.Condition()
+        self.process = subprocess.Popen(
+            [sys.executable, "-S", "-c", _LIFELINE, str(os.getpid()), *map(str, command)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+        )
+        threading.Thread(target=self._read, name=f"log of {name}", daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.log.open("ab") as log:
+            for line in self.process.stdout:
+                log.write(line)
+                log.flush()
+                with self._changed:
+                    self._lines.append(line.decode(errors="replace").rstrip("\n"))
+                    if len(self._lines) > LINES_KEPT:
+                        del self._lines[: LINES_KEPT // 2]
+                        self._dropped += LINES_KEPT // 2
+                    self._changed.notify_all()
+        self.process.stdout.close()
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended yet."""
+        return self.process.poll() is None
+
+    @property
+    def output(self) -> str:
+        """What it printed lately."""
+        with self._changed:
+            return "\n".join(self._lines)
+
+    @property
+    def line_count(self) -> int:
+        """How many lines it printed so far; a place to look on from in :meth:`wait_for_line`."""
+        with self._changed:
+            return self._dropped + len(self._lines)
+
+    def wait_for_line(self, pattern: str, timeout_s: float, since: int = 0) -> re.Match[str]:
+        """Wait until it prints a line that ``pattern`` is found in, looking from line ``since`` on.
+
+        Raises ``TimeoutError`` after ``timeout_s`` seconds and ``ChildProcessError`` when it ends
+        without such a line; both carry the end of its output.
+        """
+        wanted = re.compile(pattern)
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            while True:
+                for line in self._lines[max(0, since - self._dropped) :]:
+                    if found := wanted.search(line):
+                        return found
+                since = self._dropped + len(self._lines)
+                tail = "\n".join(self._lines[-20:])
+                if self._ended:
+                    raise ChildProcessError(f"{self.name} ended without {pattern!r}:\n{tail}")
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
+                    raise TimeoutError(f"{self.name}: no {pattern!r} in {timeout_s} s:\n{tail}")
+                self._changed.wait(left_s)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal, if it still runs."""
+        if self.running:
+            self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone: sockets closed, files as they are."""
+        self.send(signal.SIGKILL)
+        self.process.wait()
+
+    def pause(self) -> None:
+        """SIGSTOP: it stands still until :meth:`resume`."""
+        self.send(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self.send(signal.SIGCONT)
+
+    def wait(self, timeout_s: float) -> int:
+        """Wait for its end; its exit code. Raises ``subprocess.TimeoutExpired``."""
+        return self.process.wait(timeout_s)
+
+    def terminate(self, timeout_s: float = TERMINATE_S) -> int:
+        """SIGTERM, and wait; SIGKILL if it takes longer than ``timeout_s``. Its exit code."""
+        self.resume()
+        self.send(signal.SIGTERM)
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return self.process.returncode
+
+
+def cluster_toml(
+    name: str,
+    voters: int,
+    ports: Sequence[int],
+    timing: Mapping[str, int],
+    journal: Mapping[str, int],
+) -> str:
+    """The text of a cluster file for ``voters`` voters on 127.0.0.1 that never leaves this machine:
+    loopback interface, multicast TTL 0, a group drawn from 239.255.0.0/16."""
+    group = f"239.255.{secrets.randbelow(256)}.{1 + secrets.randbelow(254)}"
+    lines = [
+        f'name = "{name}"',
+        f'cluster_id = "{secrets.token_hex(16)}"',
+        "",
+        "[stream]",
+        f'group = "{group}"',
+        f"port = {ports[-2]}",
+    ]
+    for table, keys in (("timing", timing), ("journal", journal)):
+        if keys:
+            lines += ["", f"[{table}]", *(f"{key} = {value}" for key, value in keys.items())]
+    for voter in range(1, voters + 1):
+        peer, client, archive = ports[(voter - 1) * PORTS_A_VOTER :][:PORTS_A_VOTER]
+        lines += [
+            "",
+            "[[voters]]",
+            f"id = {voter}",
+            'host = "127.0.0.1"',
+            f"peer_port = {peer}",
+            f"client_port = {client}",
+            f"archive_port = {archive}",
+            f'directory = "voter-{voter}"',
+        ]
+    return "\n".join(lines) + "\n"
+
+
+class LocalCluster:
+    """A cluster whose processes all run here, in ``directory``; a context manager that ends them.
+
+    ``timing`` and ``journal`` are keys of those tables of the cluster file that differ from their
+    defaults. Entering it writes the cluster file and formats each voter; nothing runs yet.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        voters: int = 5,
+        *,
+        name: str = "here",
+        timing: Mapping[str, int] | None = None,
+        journal: Mapping[str, int] | None = None,
+    ) -> None:
+        self.directory = directory.absolute()
+        self.voter_ids = tuple(range(1, voters + 1))
+        self.config_path = self.directory / "cluster.toml"
+        self.children: dict[str, Child] = {}
+        self._name = name
+        self._timing = dict(timing or {})
+        self._journal = dict(journal or {})
+        self._block: PortBlock | None = None
+
+    def __enter__(self) -> Self:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        (self.directory / "logs").mkdir(exist_ok=True)
+        self._block = PortBlock()
+        self.config_path.write_text(
+            cluster_toml(
+                self._name, len(self.voter_ids), self._block.ports, self._timing, self._journal
+            )
+        )
+        for voter in self.voter_ids:
+            self.format_voter(voter)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End every child, politely first, and free the ports."""
+        running = [child for child in self.children.values() if child.running]
+        for child in running:
+            child.resume()
+            child.send(signal.SIGTERM)
+        deadline = time.monotonic() + TERMINATE_S
+        for child in running:
+            child.terminate(max(0.1, deadline - time.monotonic()))
+        if self._block is not None:
+            self._block.close()
+            self._block = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a program needs in its environment to find this cluster."""
+        return {"TREX_CONFIG": str(self.config_path), "PYTHONUNBUFFERED": "1"}
+
+    def run(self, *arguments: str | Path, timeout_s: float = 60.0) -> str:
+        """Run ``python -m`` with ``arguments`` to its end; its output. Raises
+        ``subprocess.CalledProcessError`` unless it exits with 0."""
+        return subprocess.run(
+            [sys.executable, "-m", *map(str, arguments)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **self.environment},
+            text=True,
+            timeout=timeout_s,
+            check=True,
+        ).stdout
+
+    def start(self, name: str, *arguments: str | Path) -> Child:
+        """Start ``python -m`` with ``arguments`` as the child ``name``."""
+        known = self.children.get(name)
+        assert known is None or not known.running, f"{name} runs already"
+        child = Child(
+            name,
+            [sys.executable, "-m", *arguments],
+            self.directory / "logs" / f"{name}.log",
+            self.environment,
+        )
+        self.children[name] = child
+        return child
+
+    def format_voter(self, voter: int) -> None:
+        """Make the empty journal of a voter."""
+        self.run("voters", "format", "--id", str(voter))
+
+    def start_voter(self, voter: int) -> Child:
+        """Start voter ``voter``, the first time or again."""
+        return self.start(f"voter-{voter}", "voters", "run", "--id", str(voter))
+
+    def start_voters(self) -> None:
+        """Start every voter that does not run."""
+        for voter in self.voter_ids:
+            child = self.children.get(f"voter-{voter}")
+            if child is None or not child.running:
+                self.start_voter(voter)
+
+    def voter(self, voter: int) -> Child:
+        """The process of voter ``voter``."""
+        return self.children[f"voter-{voter}"]
+
+    def start_listener(self, name: str) -> Child:
+        """Start a ``trex-listener`` that stores in ``directory/name``."""
+        return self.start(name, "listeners", "run", "--name", name, "--dir", self.directory / name)
