@@ -19,7 +19,9 @@ class Tally(Enum):
     WAIT = "wait"
 
 
-def tally(weights: Mapping[int, int], needed: int, yes: Collection[int], no: Collection[int]) -> Tally:
+def tally(
+    weights: Mapping[int, int], needed: int, yes: Collection[int], no: Collection[int]
+) -> Tally:
     """Weigh votes: WIN at ``needed`` weight of yes; LOSE once yes can no longer reach it (so also
     when all voted and the vote is split); WAIT otherwise. Voters unknown to ``weights`` count 0."""
     for_it = sum(weights.get(v, 0) for v in set(yes))

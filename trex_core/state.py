@@ -102,8 +102,10 @@ class Polling(msgspec.Struct, frozen=True):
     """Heard no leader for an election timeout and asks whether others do (pre-vote)."""
 
     attempt: int
-    answers: tuple[tuple[int, bool, int], ...]
-    """(voter, hears a leader, its fixed slot)"""
+    answers: tuple[tuple[int, bool], ...]
+    """(voter, does it hear a leader); one's own answer is among them"""
+    highest: Ballot
+    """The highest ballot promised by anybody who answered."""
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -120,6 +122,17 @@ class Candidate(msgspec.Struct, frozen=True):
     fetch_tick: int
 
 
+class Ack(msgspec.Struct, frozen=True, gc=False):
+    """The newest heartbeat answer of ``voter``: the round, its slots, whether its disk has room."""
+
+    voter: int
+    beat: int
+    fixed: int
+    last_accepted: int
+    has_room: bool
+    tick: int
+
+
 class Leader(msgspec.Struct, frozen=True):
     """Leads under ``ballot`` since slot ``first``: proposes at ``next_slot``; ``flights`` are the
     proposed slots not yet fixed; slots ``counted``..fixed it counted itself at this ballot."""
@@ -132,12 +145,14 @@ class Leader(msgspec.Struct, frozen=True):
     beat: int
     beat_ticks: tuple[tuple[int, int], ...]
     """(beat, tick at which it was sent) of the newest heartbeats, to date answers."""
-    acks: tuple[tuple[int, int, int, int, bool], ...]
-    """(voter, beat acknowledged, its fixed, its last accepted, has room)"""
+    acks: tuple[Ack, ...]
+    """The newest answer of each other voter, sorted by voter."""
     beat_acked: int
     """The newest heartbeat round that an accept quorum acknowledged."""
     quorum_tick: int
     """When the newest round acknowledged by an accept quorum was *sent*."""
+    since_tick: int
+    """When this leadership began."""
     announced: int
     """The fixed slot told to followers last."""
     handover: tuple[int, int] | None = None
@@ -148,11 +163,11 @@ Role: TypeAlias = Follower | Polling | Candidate | Leader
 
 
 class Chase(msgspec.Struct, frozen=True):
-    """A catch-up under way: asked ``voter`` for entries from ``first``; asked again elsewhere at
-    ``until_tick``; ``goal`` is the fixed slot that is known to exist."""
+    """A catch-up under way. ``goal`` is a slot known to be fixed; ``hint`` is who told. Until
+    somebody is asked ``asked`` is 0; at ``until_tick`` the next voter is asked."""
 
-    voter: int
-    first: int
+    asked: int
+    hint: int
     goal: int
     attempt: int
     until_tick: int
@@ -188,6 +203,8 @@ class State(msgspec.Struct, frozen=True):
     chase: Chase | None = None
     has_room: bool = True
     """Whether the own journal disk has room for accepts."""
+    halted: str = ""
+    """Why this voter must stop, in words; once set, no event changes anything any more."""
     chain_marks: tuple[tuple[int, bytes], ...] = ()
     """(slot, own chain) at the newest multiples of CHAIN_CHECK_SLOTS"""
     chain_reports: tuple[tuple[int, int, bytes], ...] = ()
@@ -202,7 +219,9 @@ class State(msgspec.Struct, frozen=True):
 def first_state(cluster_id: bytes) -> State:
     """The state of a freshly formatted voter: nothing promised, ``chain[0]`` = cluster id padded
     or hashed to CHAIN_BYTES."""
-    return State(promised=NO_BALLOT, fixed=0, chain=chain_start(cluster_id), accepted=(), genesis=None)
+    return State(
+        promised=NO_BALLOT, fixed=0, chain=chain_start(cluster_id), accepted=(), genesis=None
+    )
 
 
 # --- the hash chain -------------------------------------------------------------------------
@@ -290,8 +309,12 @@ class DiskRoom(msgspec.Struct, frozen=True, gc=False):
     has_room: bool
 
 
+class Beat(msgspec.Struct, frozen=True, gc=False):
+    """Start a heartbeat round at once (a read or a lease renewal waits for its quorum)."""
+
+
 Event: TypeAlias = (
-    Tick | Receive | Propose | Learn | CatchUpFailed | Install | StartHandOver | DiskRoom
+    Tick | Receive | Propose | Learn | CatchUpFailed | Install | StartHandOver | DiskRoom | Beat
 )
 
 
