@@ -1,0 +1,397 @@
+"""The listener's sockets: what is heard, what is dropped, and catch-up with deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import os
+import random
+from collections import Counter
+
+import anyio
+import pytest
+
+import listeners.source
+from listeners.source import (
+    DROP_VARIABLE,
+    CatchupClient,
+    CatchupError,
+    Source,
+    SourceError,
+    drop_from_environment,
+    drop_share,
+)
+from tests.listeners.backbone import BALLOT, DIGEST, Backbone, make_cluster
+from trex_core.cluster import ConfigError
+from trex_core.messages import (
+    CatchupEntries,
+    Kind,
+    RepairRequest,
+    SnapshotOffer,
+    StreamMessage,
+    StreamRun,
+    StreamTip,
+    Value,
+)
+from trex_core.wire import Channel, Identity, encode_body, frame
+
+DEADLINE_S = 10
+
+
+@pytest.fixture
+def backbone():
+    """21 slots: genesis and 20 small commands."""
+    made = Backbone(make_cluster())
+    for n in range(20):
+        made.append(Value(Kind.ENGINE, BALLOT, command=bytes([n]) * 50))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+async def heard(backbone):
+    """The backbone and a source on it."""
+    source = Source(backbone.cluster, Counter())
+    yield backbone, source
+    source.close()
+
+
+async def messages(source: Source, count: int) -> list[tuple[int, StreamMessage]]:
+    got: list[tuple[int, StreamMessage]] = []
+    with anyio.fail_after(DEADLINE_S):
+        while len(got) < count:
+            await source.wait(None)
+            while (message := source.take()) is not None:
+                got.append(message)
+    return got
+
+
+async def until(source: Source, condition) -> None:
+    """Take (and discard) until ``condition()``."""
+    with anyio.fail_after(DEADLINE_S):
+        while not condition():
+            await source.wait(asyncio.get_running_loop().time() + 0.05)
+            while source.take() is not None:
+                pass
+
+
+# --- multicast ------------------------------------------------------------------------------
+
+
+async def test_hears_runs_and_tips_of_voters(heard):
+    backbone, source = heard
+    backbone.send(backbone.run(1, 3), sender=2)
+    backbone.heartbeat(sender=3)
+    (from_2, run), (from_3, tip) = await messages(source, 2)
+    assert (from_2, run) == (2, backbone.run(1, 3))
+    assert (from_3, tip) == (3, StreamTip(BALLOT, False, 21, backbone.chains[21], DIGEST))
+    assert source.counters == {"datagrams": 2}
+
+
+async def test_a_value_of_several_datagrams_is_put_together(heard):
+    backbone, source = heard
+    slot = backbone.append(Value(Kind.ENGINE, BALLOT, command=os.urandom(5000)))
+    backbone.send(backbone.run(slot, slot))
+    assert await messages(source, 1) == [(1, backbone.run(slot, slot))]
+
+
+async def test_repair_requests_of_others_are_heard_and_own_are_not(heard):
+    backbone, source = heard
+    other = Source(backbone.cluster, Counter())
+    request = RepairRequest("other", 2, 5, 9)
+    source.request(RepairRequest("me", 2, 5, 9))
+    other.request(request)
+    assert await messages(source, 1) == [(0, request)]
+    assert source.counters["repairs_sent"] == 1
+    other.close()
+
+
+async def test_many_listeners_of_one_group_all_hear(heard):
+    backbone, _ = heard
+    sources = [Source(backbone.cluster, Counter()) for _ in range(50)]
+    backbone.heartbeat()
+    for source in sources:
+        assert len(await messages(source, 1)) == 1
+        source.close()
+
+
+async def test_each_bad_datagram_is_dropped_and_counted_by_reason(heard):
+    backbone, source = heard
+    cluster_id = backbone.cluster.cluster_id_bytes
+    voter = Identity(cluster_id, 1, 7, 1)
+    run = backbone.run(1, 3)
+    good = frame(voter, Channel.STREAM, encode_body(run))
+
+    def framed(message: object, identity: Identity = voter, channel: int = Channel.STREAM) -> bytes:
+        return frame(identity, channel, encode_body(message))
+
+    def changed(**fields: object) -> bytes:
+        values = {name: getattr(run, name) for name in run.__struct_fields__} | fields
+        return framed(StreamRun(**values))
+
+    bad = {
+        "short": [b"", b"x", good[:79]],
+        "magic": [b"Zz" + good[2:]],
+        "version": [good[:2] + b"\x09" + good[3:]],
+        "cluster": [framed(run, Identity(bytes(16), 1, 7, 1))],
+        "length": [good + b"x", good[:-1], good + bytes(2000)],
+        "checksum": [good[:-1] + bytes([good[-1] ^ 1])],
+        "channel": [framed(run, channel=Channel.PEER)],
+        "sender": [framed(run, Identity(cluster_id, 99, 7, 1)), framed(run, Identity(cluster_id))],
+        "part": [frame(voter, Channel.STREAM, b"x", part=3, parts=200)],
+        "body": [
+            frame(voter, Channel.STREAM, b"\xc1"),
+            frame(voter, Channel.STREAM, b"\x91" * 1300),
+            framed((1, 2, 3)),
+            framed(RepairRequest("x", 1, 1, 1)),
+            changed(first=0),
+            changed(first=-(2**60)),
+            changed(values=()),
+            changed(values=(b"",)),
+            changed(values=(b"\x92\x01",)),
+            changed(chain_before=b"short"),
+            changed(tip_chain=bytes(33)),
+            changed(tip_slot=2),
+            framed(StreamTip(BALLOT, True, -1, bytes(32), DIGEST)),
+            framed(StreamTip(BALLOT, True, 1, b"", DIGEST)),
+        ],
+    }
+    for datagrams in bad.values():
+        for data in datagrams:
+            backbone.send_raw(data)
+    for request in (RepairRequest("x", 1, 0, 5), RepairRequest("x", 1, 6, 5)):
+        backbone.send_raw(framed(request, Identity(cluster_id)), repair_port=True)
+    backbone.send_raw(good, repair_port=True)
+    bad["body"] += [b"", b"", b""]
+    backbone.send_raw(good)
+    assert await messages(source, 1) == [(1, run)]
+    expected = {f"dropped_{reason}": len(datagrams) for reason, datagrams in bad.items()}
+    await until(source, lambda: source.counters["dropped_body"] == expected["dropped_body"])
+    dropped = {k: n for k, n in source.counters.items() if k.startswith("dropped_")}
+    assert dropped == expected
+
+
+async def test_random_bytes_never_come_out_nor_stop_it(heard):
+    backbone, source = heard
+    draw = random.Random(5)
+    good = frame(Identity(backbone.cluster.cluster_id_bytes, 1), Channel.STREAM, b"\x90" * 40)
+    for _ in range(300):
+        if draw.random() < 0.5:
+            data = draw.randbytes(draw.randrange(0, 1500))
+        else:
+            data = bytearray(good)
+            for _ in range(draw.randrange(1, 5)):
+                data[draw.randrange(len(data))] = draw.randrange(256)
+        backbone.send_raw(bytes(data), repair_port=draw.random() < 0.3)
+    backbone.heartbeat()
+    assert [type(m) for _, m in await messages(source, 1)] == [StreamTip]
+
+
+async def test_one_turn_takes_a_bounded_number(heard, monkeypatch):
+    backbone, source = heard
+    monkeypatch.setattr(listeners.source, "TURN_DATAGRAMS_MAX", 10)
+    monkeypatch.setattr(listeners.source, "INBOX_DATAGRAMS_MAX", 25)
+    for _ in range(40):
+        backbone.heartbeat()
+    held = []
+    for _ in range(6):
+        await asyncio.sleep(0)  # turns of the loop, not time
+        held.append(len(source._inbox))
+    assert all(later - earlier <= 10 for earlier, later in itertools.pairwise(held))
+    assert max(held) == 25, "the rest waits in the kernel"
+    assert len(await messages(source, 40)) == 40
+
+
+async def test_paused_it_reads_nothing_and_resumed_it_reads_on(heard):
+    backbone, source = heard
+    source.pause()
+    backbone.heartbeat()
+    loop = asyncio.get_running_loop()
+    await source.wait(loop.time() + 0.05)
+    assert source.take() is None
+    source.resume()
+    assert len(await messages(source, 1)) == 1
+
+
+async def test_wait_ends_by_wake_and_by_time(heard):
+    _, source = heard
+    loop = asyncio.get_running_loop()
+    source.wake()
+    with anyio.fail_after(DEADLINE_S):
+        await source.wait(None)
+        await source.wait(loop.time() - 1)
+        loop.call_soon(source.wake)
+        await source.wait(None)
+        await source.wait(loop.time() + 0.01)
+
+
+async def test_the_test_seam_drops_its_share_reproducibly(backbone):
+    counts = []
+    for _ in range(2):
+        source = Source(backbone.cluster, Counter(), keep=drop_share(0.3, "seed"))
+        for _ in range(200):
+            backbone.heartbeat()
+        await until(source, lambda: source.counters["datagrams"] == 200)  # noqa: B023
+        counts.append(source.counters["dropped_by_test"])
+        source.close()
+    assert counts[0] == counts[1]
+    assert 35 <= counts[0] <= 85
+
+
+def test_the_seam_of_processes_is_off_unless_asked_for(monkeypatch):
+    monkeypatch.delenv(DROP_VARIABLE, raising=False)
+    assert drop_from_environment("a") is None
+    monkeypatch.setenv(DROP_VARIABLE, "100")
+    keep = drop_from_environment("a")
+    assert keep is not None and not keep(b"")
+    for wrong in ("x", "-1", "101", "nan"):
+        monkeypatch.setenv(DROP_VARIABLE, wrong)
+        with pytest.raises(ConfigError, match="0 to 100"):
+            drop_from_environment("a")
+
+
+async def test_a_group_that_cannot_be_joined_says_what_to_check():
+    cluster = make_cluster()
+    broken = listeners.source.msgspec.structs.replace(
+        cluster,
+        stream=listeners.source.msgspec.structs.replace(cluster.stream, interface="203.0.113.9"),
+    )
+    with pytest.raises(SourceError, match=r"check \[stream\] group, port and interface"):
+        Source(broken, Counter())
+
+
+# --- catch-up -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def archive(backbone):
+    """A backbone that serves, with a catch-up client of it."""
+    counters: Counter[str] = Counter()
+    client = CatchupClient(backbone.cluster, "me", counters, None)
+    async with backbone.serving(heartbeat_s=0):
+        yield backbone, client, counters
+        await client.aclose()
+
+
+async def test_entries_come_in_chunks_over_one_connection(archive):
+    backbone, client, counters = archive
+    backbone.entries_max = 8
+    values: list[bytes] = []
+    while len(values) < backbone.tip:
+        answer = await client.entries(2, len(values) + 1)
+        assert isinstance(answer, CatchupEntries)
+        values += answer.values
+    assert values == backbone.log
+    assert len(backbone._open) == 1
+    assert counters["catchup_requests"] == 3
+    nothing = await client.entries(2, backbone.tip + 1)
+    assert isinstance(nothing, CatchupEntries) and nothing.values == ()
+
+
+async def test_another_voter_is_asked_after_one_is_down(archive):
+    backbone, client, _ = archive
+    backbone.down = {1}
+    with pytest.raises(CatchupError) as failed:
+        await client.entries(1, 1)
+    assert failed.value.voter == 1
+    assert isinstance(await client.entries(2, 1), CatchupEntries)
+
+
+async def test_a_refused_connection_is_an_error_of_that_voter(backbone):
+    client = CatchupClient(backbone.cluster, "me", Counter(), None)
+    with pytest.raises(CatchupError, match="voter 3"):
+        await client.entries(3, 1)
+
+
+async def test_a_silent_archive_fails_by_its_deadline(archive, monkeypatch):
+    backbone, client, _ = archive
+    monkeypatch.setattr(listeners.source, "ANSWER_DEADLINE_S", 0.05)
+    backbone.silent = {2}
+    with anyio.fail_after(DEADLINE_S), pytest.raises(CatchupError, match="deadline"):
+        await client.entries(2, 1)
+    backbone.silent = set()
+    monkeypatch.undo()
+    assert isinstance(await client.entries(2, 1), CatchupEntries), "on a new connection"
+
+
+async def test_cancelled_in_an_answer_the_next_request_starts_afresh(archive):
+    backbone, client, _ = archive
+    backbone.silent = {1}
+    with anyio.move_on_after(0.02):
+        await client.entries(1, 1)
+    backbone.silent = set()
+    answer = await client.entries(1, 3)
+    assert isinstance(answer, CatchupEntries) and answer.first == 3
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda b: CatchupEntries(2, b.chains[0], tuple(b.log), b.tip, b.chains[-1]),
+        lambda b: CatchupEntries(1, b"", tuple(b.log), b.tip, b.chains[-1]),
+        lambda b: CatchupEntries(1, b.chains[0], (b"junk",), b.tip, b.chains[-1]),
+        lambda b: SnapshotOffer(5, b.chains[5], 0, bytes(32)),
+        lambda b: SnapshotOffer(0, b.chains[0], 10, bytes(32)),
+        lambda _: RepairRequest("x", 1, 1, 1),
+    ],
+)
+async def test_a_wrong_answer_is_an_error_never_taken(archive, wrong):
+    backbone, client, _ = archive
+    backbone.answer = lambda *_: wrong(backbone)
+    with pytest.raises(CatchupError):
+        await client.entries(1, 1)
+
+
+async def snapshot_offer(backbone: Backbone, client: CatchupClient) -> SnapshotOffer:
+    backbone.snapshot = (18, random.Random(3).randbytes(10_500))
+    backbone.retained_from = 19
+    offer = await client.entries(1, 1)
+    assert isinstance(offer, SnapshotOffer)
+    return offer
+
+
+async def test_a_snapshot_arrives_in_chunks_and_is_verified(archive):
+    backbone, client, counters = archive
+    offer = await snapshot_offer(backbone, client)
+    assert await client.snapshot(offer, (1, 2, 3)) == backbone.snapshot[1]
+    assert counters["snapshot_chunks"] == 11
+
+
+async def test_a_broken_download_resumes_at_another_voter_where_it_stopped(archive):
+    backbone, client, counters = archive
+    offer = await snapshot_offer(backbone, client)
+    backbone.break_at = {1: 3000, 2: 6000}
+    assert await client.snapshot(offer, (1, 2, 3)) == backbone.snapshot[1]
+    offsets = [(v, r.offset) for v, r in backbone.asked if hasattr(r, "offset")]
+    assert offsets == [
+        *[(1, at) for at in (0, 1000, 2000, 3000)],
+        *[(2, at) for at in (3000, 4000, 5000, 6000)],
+        *[(3, at) for at in range(6000, 10_500, 1000)],
+    ]
+    assert counters["snapshot_chunks"] == 11
+
+
+async def test_when_all_voters_fail_it_gives_up_and_goes_on_at_the_next_offer(archive):
+    backbone, client, counters = archive
+    offer = await snapshot_offer(backbone, client)
+    backbone.break_at = {1: 4000, 2: 4000, 3: 4000}
+    with pytest.raises(CatchupError, match="snapshot 18"):
+        await client.snapshot(offer, (1, 2, 3))
+    backbone.break_at = {}
+    assert await client.snapshot(offer, (2, 3, 1)) == backbone.snapshot[1]
+    assert counters["snapshot_chunks"] == 11, "no byte was fetched twice"
+
+
+async def test_a_snapshot_with_a_wrong_digest_is_thrown_away(archive):
+    backbone, client, _ = archive
+    offer = await snapshot_offer(backbone, client)
+    right = backbone.snapshot
+    backbone.snapshot = (18, right[1][:-1] + b"!")
+    with pytest.raises(CatchupError, match="digest"):
+        await client.snapshot(offer, (1, 2, 3))
+    backbone.snapshot = right
+    assert (
+        hashlib.blake2b(await client.snapshot(offer, (2, 3, 1)), digest_size=32).digest()
+        == offer.digest
+    )
