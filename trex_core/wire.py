@@ -103,12 +103,12 @@ class Identity(msgspec.Struct, frozen=True):
 T = TypeVar("T")
 
 _encoder = msgspec.msgpack.Encoder()
-_peer = msgspec.msgpack.Decoder(PeerMessage)
-_stream = msgspec.msgpack.Decoder(StreamMessage)
-_request = msgspec.msgpack.Decoder(ClientRequest)
-_reply = msgspec.msgpack.Decoder(ClientReply)
-_catchup = msgspec.msgpack.Decoder(CatchupMessage)
-_records = msgspec.msgpack.Decoder(tuple[Record, ...])
+_peer: msgspec.msgpack.Decoder[PeerMessage] = msgspec.msgpack.Decoder(PeerMessage)
+_stream: msgspec.msgpack.Decoder[StreamMessage] = msgspec.msgpack.Decoder(StreamMessage)
+_request: msgspec.msgpack.Decoder[ClientRequest] = msgspec.msgpack.Decoder(ClientRequest)
+_reply: msgspec.msgpack.Decoder[ClientReply] = msgspec.msgpack.Decoder(ClientReply)
+_catchup: msgspec.msgpack.Decoder[CatchupMessage] = msgspec.msgpack.Decoder(CatchupMessage)
+_records: msgspec.msgpack.Decoder[tuple[Record, ...]] = msgspec.msgpack.Decoder(tuple[Record, ...])
 
 
 def encode_body(message: object) -> bytes:
