@@ -245,7 +245,12 @@ class _Turn:
         if sender not in self.config.voters:
             self.counters.append("stranger")
             return
-        leading = message.leading if isinstance(message, StreamTip) else not message.repair
+        if isinstance(message, StreamTip):
+            leading = message.leading
+        elif message.repair:  # says nothing of who leads
+            leading = any(h.voter == sender and h.leading for h in self.state.heard)
+        else:
+            leading = True
         heard = Heard(sender, self.now, leading, message.tip_slot)
         if leading:
             others = tuple(
