@@ -1,0 +1,652 @@
+"""SQL for users: one SELECT at a time that can hurt neither the listener nor its store.
+
+This module alone runs SQL that somebody else wrote, and serves it on a local socket.  What holds,
+each claim with a test:
+
+==========================  ======================================================================
+a write in any disguise     ``BEGIN TRANSACTION READ ONLY``: the engine refuses it (a CTE with
+                            DELETE … RETURNING has statement type SELECT, so looking is not enough)
+any other statement         exactly one statement, of type SELECT, is let through to the engine
+files, network, extensions  ``enable_external_access=false``, no autoload; set by the store
+settings                    ``lock_configuration=true``; set by the store
+state between requests      each query has a connection of its own, closed after it
+a query that never ends     interrupted at its deadline
+a query that wants memory   the store's ``memory_limit``, no spilling to disk.  DuckDB counts sorts,
+                            joins, aggregates, but not a single vast string or list
+                            (``repeat('x', 4000000000)``): :func:`contain_memory` stops those
+a huge result               rows and bytes are counted while they are fetched, not after
+a hostile neighbour         directory 0700, socket 0600, the peer's uid checked
+==========================  ======================================================================
+
+On the socket a message is 4 bytes length (big-endian), then a MessagePack array: a client sends
+:class:`Request`, the server answers each with one :class:`Rows` or :class:`Failure`, in order.
+``duckdb`` is imported where a query is run, not by a client of the socket.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import resource
+import socket
+import stat
+import struct
+import threading
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import anyio
+import anyio.abc
+import anyio.from_thread
+import anyio.lowlevel
+import msgspec
+
+if TYPE_CHECKING:
+    import duckdb
+
+SQL_BYTES_MAX: Final = 1 << 18
+"""Longest query text, in bytes of UTF-8."""
+ROWS_MAX: Final = 200_000
+"""Most rows of one result."""
+RESULT_BYTES_MAX: Final = 32 << 20
+"""Largest result, in encoded bytes."""
+DEADLINE_MS: Final = 10_000
+"""Deadline of a query that names none, in milliseconds."""
+DEADLINE_MS_MAX: Final = 600_000
+"""Longest deadline a query may ask for, in milliseconds."""
+QUERIES_MAX: Final = 4
+"""Most queries running at once; one more waits, within its deadline."""
+CONNECTIONS_MAX: Final = 32
+"""Most connections to the socket; one more is told so and closed."""
+IDLE_S: Final = 60.0
+"""A connection without a request for this many seconds is closed."""
+REQUEST_S: Final = 5.0
+"""A request must arrive whole within this many seconds of its first byte, and its answer be taken
+within as many of being sent."""
+ADDRESS_SPACE_MARGIN_BYTES: Final = 1 << 30
+"""What :func:`contain_memory` leaves above what is mapped at its call, unless told otherwise."""
+
+_FETCH_ROWS: Final = 2048
+_INTERRUPT_AGAIN_S: Final = 0.05
+_LENGTH: Final = struct.Struct(">I")
+_PEER: Final = struct.Struct("3i")
+_SOCKET_PATH_BYTES_MAX: Final = 107
+
+
+# --- errors ---------------------------------------------------------------------------------
+
+
+class SqlError(Exception):
+    """A query was not answered. The class says why, the text what to do; nothing was changed."""
+
+
+class SqlRefused(SqlError):
+    """Not one SELECT, or it wants what a reader may not: writes, files, extensions, settings."""
+
+
+class SqlInvalid(SqlError):
+    """The engine does not accept it: syntax, unknown name, wrong type, failed conversion."""
+
+
+class SqlDeadline(SqlError):
+    """Not done by its deadline (or, with ``at_least_slot``, the store did not get there)."""
+
+
+class SqlTooLarge(SqlError):
+    """The text, or the result, is over its limit. Add a LIMIT or aggregate."""
+
+
+class SqlMemory(SqlError):
+    """It needs more memory than the store's limit, or the store needed that memory itself."""
+
+
+class SqlBusy(SqlError):
+    """Too many connections, or queries, at once. Try again later."""
+
+
+class SqlUnavailable(SqlError):
+    """No listener answers here, it is stopping, or it hung up in the middle."""
+
+
+_ERRORS: Final[dict[str, type[SqlError]]] = {
+    error.__name__: error
+    for error in (
+        SqlRefused, SqlInvalid, SqlDeadline, SqlTooLarge, SqlMemory, SqlBusy, SqlUnavailable
+    )
+}  # fmt: skip
+
+
+# --- what is asked and answered ----------------------------------------------------------------
+
+
+class QueryResult(msgspec.Struct, frozen=True):
+    """``rows`` of a SELECT as of ``slot`` (stored), ``lag`` slots behind the tip heard last.
+    ``types`` are DuckDB's names of the columns' types."""
+
+    columns: tuple[str, ...]
+    types: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    slot: int
+    lag: int
+
+
+class Request(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """Run ``sql``, within ``deadline_ms``, once slot ``at_least_slot`` is stored (None: now)."""
+
+    sql: str
+    deadline_ms: int = DEADLINE_MS
+    at_least_slot: int | None = None
+
+
+class Rows(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """The answer. Values are plain: texts, numbers, booleans, None, lists and maps; dates,
+    decimals and integers over 64 bits are texts."""
+
+    columns: tuple[str, ...]
+    types: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    slot: int
+    lag: int
+
+
+class Failure(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """No answer: ``error`` is the name of a class of the tree above, ``message`` its text."""
+
+    error: str
+    message: str
+
+
+Response: TypeAlias = Rows | Failure
+RunQuery: TypeAlias = Callable[[Request], Awaitable[QueryResult]]
+"""What the listener gives to :func:`serve_sql`; it raises :class:`SqlError`."""
+
+_encoder: Final = msgspec.msgpack.Encoder(decimal_format="string")
+_request: Final[msgspec.msgpack.Decoder[Request]] = msgspec.msgpack.Decoder(Request)
+_response: Final[msgspec.msgpack.Decoder[Response]] = msgspec.msgpack.Decoder(Response)
+
+
+def _plain(value: object) -> object:
+    match value:
+        case None | bool() | float() | str() | bytes():
+            return value
+        case int():
+            return value if -(1 << 63) <= value < 1 << 64 else str(value)
+        case list() | tuple():
+            return [_plain(item) for item in value]
+        case dict():
+            return {str(key): _plain(item) for key, item in value.items()}
+        case _:
+            return str(value)
+
+
+# --- one query ------------------------------------------------------------------------------
+
+
+def run_select(
+    connection: duckdb.DuckDBPyConnection,
+    sql: str,
+    *,
+    rows_max: int = ROWS_MAX,
+    bytes_max: int = RESULT_BYTES_MAX,
+) -> QueryResult:
+    """Run one SELECT on ``connection``, a cursor of the store that nobody else uses; blocking.
+
+    Its transaction is read only, sees one stored slot whole, and is rolled back. ``interrupt()``
+    on the connection from another thread ends it as :class:`SqlDeadline`.
+    Raises :class:`SqlError`.
+    """
+    import duckdb
+
+    if len(sql.encode(errors="replace")) > SQL_BYTES_MAX:
+        raise SqlTooLarge(f"the query is longer than {SQL_BYTES_MAX} bytes")
+    try:
+        statements = connection.extract_statements(sql)
+        if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
+            kinds = ", ".join(statement.type.name for statement in statements) or "nothing"
+            raise SqlRefused(f"exactly one SELECT is run here, this is: {kinds}")
+        connection.execute("BEGIN TRANSACTION READ ONLY")
+        # The first read pins what the transaction sees, so that `slot` belongs to the rows.
+        here = connection.execute("SELECT stored, lag FROM main.listener").fetchone()
+        assert here is not None
+        connection.execute(statements[0])
+        described = connection.description or []
+        rows: list[tuple[Any, ...]] = []
+        size_bytes = 0
+        while chunk := connection.fetchmany(_FETCH_ROWS):
+            rows.extend(chunk)
+            size_bytes += sum(map(_size_bytes, chunk))
+            if len(rows) > rows_max:
+                raise SqlTooLarge(f"the result has more than {rows_max} rows; add a LIMIT")
+            if size_bytes > bytes_max:
+                raise SqlTooLarge(f"the result is larger than {bytes_max} bytes; select less")
+        connection.rollback()
+    except (duckdb.Error, MemoryError, ValueError, OverflowError) as error:
+        raise _translated(error) from error
+    columns = tuple(str(column[0]) for column in described)
+    types = tuple(str(column[1]) for column in described)
+    return QueryResult(columns, types, tuple(rows), int(here[0]), int(here[1]))
+
+
+def _size_bytes(value: object) -> int:
+    """About the encoded size of a value; exact enough to bound a result."""
+    match value:
+        case str() | bytes():
+            return 5 + len(value)
+        case list() | tuple():
+            return 5 + sum(map(_size_bytes, value))
+        case dict():
+            return 5 + sum(_size_bytes(key) + _size_bytes(item) for key, item in value.items())
+        case _:
+            return 9
+
+
+def _translated(error: Exception) -> SqlError:
+    import duckdb
+
+    # DuckDB's texts show the query with the place marked: keep them, less what is about settings.
+    text = str(error).split("\n\nPossible solutions")[0].strip() or type(error).__name__
+    match error:
+        case duckdb.InterruptException():
+            return SqlDeadline("the query was interrupted: at its deadline, or for the store's sake")
+        case duckdb.OutOfMemoryException() | MemoryError():
+            return SqlMemory(f"the query needs more memory than it may have ({text.splitlines()[0]})")
+        case duckdb.PermissionException() | duckdb.TransactionException():
+            return SqlRefused(text)
+        case duckdb.FatalException() | duckdb.ConnectionException():
+            return SqlUnavailable(text)
+        case _:
+            return SqlInvalid(text)
+
+
+class Queries:
+    """Runs users' queries: each in a thread and on a connection of its own, never in the way of
+    the writer, whose thread and connection are others.
+
+    ``connect`` gives a fresh cursor of the store. At most ``queries_max`` run at once.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], duckdb.DuckDBPyConnection],
+        *,
+        queries_max: int = QUERIES_MAX,
+    ) -> None:
+        self._connect = connect
+        self._places = anyio.Semaphore(queries_max)
+        self._running: set[_Running] = set()
+        self._closed = False
+
+    @property
+    def running(self) -> int:
+        """Queries running now, those given up but not yet stopped included."""
+        return len(self._running)
+
+    async def run(
+        self,
+        sql: str,
+        *,
+        deadline_ms: int = DEADLINE_MS,
+        rows_max: int = ROWS_MAX,
+        bytes_max: int = RESULT_BYTES_MAX,
+    ) -> QueryResult:
+        """The answer to one SELECT. Raises :class:`SqlError`. Cancelling it interrupts the query.
+
+        It returns at its deadline even if the engine is inside one call that cannot be interrupted;
+        that query keeps its place until it stops.
+        """
+        if self._closed:
+            raise SqlUnavailable("the store is closed")
+        deadline_ms = max(1, min(deadline_ms, DEADLINE_MS_MAX))
+        running: _Running | None = None
+        try:
+            with anyio.move_on_after(deadline_ms / 1000):
+                await self._places.acquire()
+                if self._closed:
+                    self._places.release()
+                    raise SqlUnavailable("the store is closed")
+                running = _Running(self, sql, rows_max, bytes_max)
+                self._running.add(running)
+                running.start()
+                await running.done.wait()
+            if running is None:
+                raise SqlBusy(f"other queries held all places for {deadline_ms} ms")
+            if not running.done.is_set():
+                running.interrupt()
+                with anyio.move_on_after(_INTERRUPT_AGAIN_S, shield=True):
+                    await running.done.wait()
+                raise SqlDeadline(f"the query was not done in {deadline_ms} ms and was interrupted")
+        except anyio.get_cancelled_exc_class():
+            if running is not None:
+                running.interrupt()
+            raise
+        if running.error is not None:
+            raise running.error
+        assert running.result is not None
+        return running.result
+
+    def interrupt_all(self) -> None:
+        """Interrupt every running query: the store needs their memory. Any thread may call it."""
+        for running in tuple(self._running):
+            running.interrupt()
+
+    def close(self) -> None:
+        """Interrupt what runs and refuse what comes; to be called before the store is closed."""
+        self._closed = True
+        self.interrupt_all()
+
+    def _ended(self, running: _Running) -> None:
+        self._running.discard(running)
+        self._places.release()
+        running.done.set()
+
+
+class _Running:
+    """One query, in its own daemon thread: a query that cannot be interrupted holds no exit up."""
+
+    def __init__(self, queries: Queries, sql: str, rows_max: int, bytes_max: int) -> None:
+        self.done = anyio.Event()
+        self.result: QueryResult | None = None
+        self.error: SqlError | None = None
+        self._queries = queries
+        self._select = functools.partial(
+            run_select, sql=sql, rows_max=rows_max, bytes_max=bytes_max
+        )
+        self._token = anyio.lowlevel.current_token()
+        self._connection: duckdb.DuckDBPyConnection | None = None
+        self._interrupted = threading.Event()
+        self._finished = threading.Event()
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="trex-query", daemon=True).start()
+
+    def interrupt(self) -> None:
+        """End it soon. DuckDB forgets an interrupt that comes between two statements, so it is
+        repeated until the query's thread is through."""
+        if not self._interrupted.is_set():
+            self._interrupted.set()
+            threading.Thread(target=self._insist, name="trex-interrupt", daemon=True).start()
+
+    def _insist(self) -> None:
+        while not self._finished.is_set():
+            connection = self._connection
+            if connection is not None:
+                with suppress(Exception):  # it may be closed by now
+                    connection.interrupt()
+            self._finished.wait(_INTERRUPT_AGAIN_S)
+
+    def _run(self) -> None:
+        try:
+            connection = self._queries._connect()  # noqa: SLF001 - one room, two classes
+            self._connection = connection
+            try:
+                if self._interrupted.is_set():
+                    raise SqlDeadline("interrupted before it began")
+                self.result = self._select(connection)
+            finally:
+                self._finished.set()
+                connection.close()
+        except SqlError as error:
+            self.error = error
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is an answer to one query
+            self.error = SqlUnavailable(f"{type(error).__name__}: {error}")
+        finally:
+            self._finished.set()
+            with suppress(RuntimeError):  # the loop may be gone
+                anyio.from_thread.run_sync(self._queries._ended, self, token=self._token)  # noqa: SLF001
+
+
+def contain_memory(margin_bytes: int = ADDRESS_SPACE_MARGIN_BYTES) -> int:
+    """Bound this process's address space to what is mapped now and ``margin_bytes`` more, so that
+    a query that asks for gigabytes in one value fails alone. Returns the bound, in bytes.
+
+    For a process that is a listener (``trex-listener``); an embedding program decides for itself.
+    Without it such a query may take the machine's memory and cannot be interrupted meanwhile.
+    """
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    bound = pages * os.sysconf("SC_PAGE_SIZE") + margin_bytes
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if hard != resource.RLIM_INFINITY:
+        bound = min(bound, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (bound, hard))
+    return bound
+
+
+# --- the socket: server ------------------------------------------------------------------------
+
+
+async def serve_sql(
+    path: Path,
+    run_query: RunQuery,
+    *,
+    counters: Counter[str] | None = None,
+    task_status: anyio.abc.TaskStatus[Path] = anyio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve queries on the unix socket ``path`` until cancelled; then the file is removed.
+
+    The directory is made 0700 if missing, and must be the caller's own and closed to others:
+    else :class:`SqlUnavailable`, also for a path too long for a socket. ``counters`` counts by name:
+    "sql_requests", "sql_failures", "sql_malformed", "sql_slow", "sql_foreign", "sql_over_limit".
+    """
+    counts: Counter[str] = Counter() if counters is None else counters
+    _check_place(path)
+    listener = await anyio.create_unix_listener(path, mode=0o600)
+    mine = path.stat().st_ino
+    connections = 0
+
+    async def handle(stream: anyio.abc.SocketStream) -> None:
+        nonlocal connections
+        async with stream:
+            if _peer_uid(stream) not in (os.geteuid(), 0):
+                counts["sql_foreign"] += 1
+                return
+            if connections >= CONNECTIONS_MAX:
+                counts["sql_over_limit"] += 1
+                refusal = Failure("SqlBusy", f"{CONNECTIONS_MAX} connections are open already")
+                with suppress(anyio.BrokenResourceError, TimeoutError), anyio.fail_after(REQUEST_S):
+                    await stream.send(_framed(refusal))
+                return
+            connections += 1
+            try:
+                while await _serve_one(stream, run_query, counts):
+                    pass
+            finally:
+                connections -= 1
+
+    try:
+        async with listener:
+            task_status.started(path)
+            await listener.serve(handle)
+    finally:
+        with suppress(OSError):
+            if path.stat().st_ino == mine:
+                path.unlink()
+
+
+def _check_place(path: Path) -> None:
+    directory = path.parent
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = directory.stat()
+    if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
+        raise SqlUnavailable(
+            f"{directory} must belong to the user that runs the listener, with mode 0700; "
+            f"do: chmod 700 {directory}"
+        )
+    if len(os.fsencode(path)) > _SOCKET_PATH_BYTES_MAX:
+        raise SqlUnavailable(
+            f"{path} is longer than the {_SOCKET_PATH_BYTES_MAX} bytes a socket's path may have; "
+            "use a shorter directory"
+        )
+
+
+def _peer_uid(stream: anyio.abc.SocketStream) -> int:
+    raw = stream.extra(anyio.abc.SocketAttribute.raw_socket)
+    credentials = raw.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+    _, uid, _ = _PEER.unpack(credentials)
+    return int(uid)
+
+
+def _framed(message: Request | Response) -> bytes:
+    body = _encoder.encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+async def _serve_one(
+    stream: anyio.abc.SocketStream, run_query: RunQuery, counts: Counter[str]
+) -> bool:
+    """Answer one request; whether the connection goes on."""
+    try:
+        with anyio.fail_after(IDLE_S):
+            received = await stream.receive(1 << 16)
+    except (TimeoutError, anyio.EndOfStream, anyio.BrokenResourceError):
+        return False
+    try:
+        with anyio.fail_after(REQUEST_S):
+            while len(received) < _LENGTH.size:
+                received += await stream.receive(1 << 16)
+            (length,) = _LENGTH.unpack_from(received)
+            if length > SQL_BYTES_MAX + 64:
+                raise msgspec.DecodeError(f"a request of {length} bytes is over the limit")
+            while len(received) < _LENGTH.size + length:
+                received += await stream.receive(1 << 16)
+        request = _request.decode(memoryview(received)[_LENGTH.size : _LENGTH.size + length])
+        if len(received) > _LENGTH.size + length:
+            raise msgspec.DecodeError("a request before the answer to the last one")
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        counts["sql_malformed"] += 1
+        await _answer(stream, Failure("SqlInvalid", f"no request: {error}"), counts)
+        return False
+    except TimeoutError:
+        counts["sql_slow"] += 1
+        return False
+    except (anyio.EndOfStream, anyio.BrokenResourceError):
+        return False
+    counts["sql_requests"] += 1
+    response = await _response_to(stream, request, run_query)
+    if response is None:
+        return False
+    if isinstance(response, Failure):
+        counts["sql_failures"] += 1
+    return await _answer(stream, response, counts)
+
+
+async def _response_to(
+    stream: anyio.abc.SocketStream, request: Request, run_query: RunQuery
+) -> Response | None:
+    """The answer, or None if the client hung up meanwhile, which ends the query."""
+    response: Response | None = None
+
+    async def answer() -> None:
+        nonlocal response
+        try:
+            result = await run_query(request)
+            rows = tuple(tuple(_plain(value) for value in row) for row in result.rows)
+            response = Rows(result.columns, result.types, rows, result.slot, result.lag)
+        except SqlError as error:
+            response = Failure(type(error).__name__, str(error))
+        tasks.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(answer)
+        with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
+            await stream.receive(1)
+        tasks.cancel_scope.cancel()
+    return response
+
+
+async def _answer(
+    stream: anyio.abc.SocketStream, response: Response, counts: Counter[str]
+) -> bool:
+    try:
+        with anyio.fail_after(REQUEST_S):
+            await stream.send(_framed(response))
+        return True
+    except TimeoutError:
+        counts["sql_slow"] += 1
+        return False
+    except anyio.BrokenResourceError:
+        return False
+
+
+# --- the socket: client ------------------------------------------------------------------------
+
+
+def query_socket(
+    path: Path,
+    sql: str,
+    *,
+    deadline_ms: int = DEADLINE_MS,
+    at_least_slot: int | None = None,
+) -> QueryResult:
+    """Ask the listener whose socket is ``path``; blocking. Raises :class:`SqlError`.
+
+    The listener keeps the deadline; should it be stopped or hang, this gives up 2 s later.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(deadline_ms / 1000 + 2)
+        try:
+            client.connect(os.fspath(path))
+            client.sendall(_framed(Request(sql, deadline_ms, at_least_slot)))
+            (length,) = _LENGTH.unpack(_receive_exactly(client, _LENGTH.size))
+            body = _receive_exactly(client, length)
+        except TimeoutError as error:
+            raise SqlDeadline(f"no answer at {path} within {deadline_ms} ms") from error
+        except OSError as error:
+            raise _nobody(path, error) from error
+    return _result_of(body)
+
+
+def _receive_exactly(client: socket.socket, size: int) -> bytes:
+    parts = bytearray()
+    while len(parts) < size:
+        part = client.recv(min(1 << 20, size - len(parts)))
+        if not part:
+            raise ConnectionResetError("it hung up before its answer was complete")
+        parts += part
+    return bytes(parts)
+
+
+async def query_socket_async(
+    path: Path,
+    sql: str,
+    *,
+    deadline_ms: int = DEADLINE_MS,
+    at_least_slot: int | None = None,
+) -> QueryResult:
+    """As :func:`query_socket`, for async programs; cancelling it interrupts the query."""
+    received = bytearray()
+    try:
+        with anyio.fail_after(deadline_ms / 1000 + 2):
+            async with await anyio.connect_unix(path) as stream:
+                await stream.send(_framed(Request(sql, deadline_ms, at_least_slot)))
+                needed = _LENGTH.size
+                while len(received) < needed:
+                    received += await stream.receive(1 << 20)
+                    if needed == _LENGTH.size and len(received) >= needed:
+                        needed += _LENGTH.unpack_from(received)[0]
+    except TimeoutError as error:
+        raise SqlDeadline(f"no answer at {path} within {deadline_ms} ms") from error
+    except (OSError, anyio.EndOfStream, anyio.BrokenResourceError) as error:
+        raise _nobody(path, error) from error
+    return _result_of(bytes(received[_LENGTH.size :]))
+
+
+def _nobody(path: Path, error: Exception) -> SqlUnavailable:
+    return SqlUnavailable(
+        f"no listener answers at {path} ({str(error) or type(error).__name__}); "
+        "is `trex-listener run` running with this directory?"
+    )
+
+
+def _result_of(body: bytes) -> QueryResult:
+    try:
+        response = _response.decode(body)
+    except msgspec.DecodeError as error:
+        raise SqlUnavailable(f"what answers there is no listener of this version: {error}") from error
+    match response:
+        case Rows(columns=columns, types=types, rows=rows, slot=slot, lag=lag):
+            return QueryResult(columns, types, rows, slot, lag)
+        case Failure(error=name, message=message):
+            raise _ERRORS.get(name, SqlError)(message)
