@@ -246,7 +246,7 @@ def test_random_loss_duplication_and_reorder_converge(seed: int) -> None:
     for _ in range(6000):
         if sent < 600:
             last = min(600, sent + chance.randint(1, 4))
-            pending.append(run(sent + 1, last))
+            pending.append((1, run(sent + 1, last)))
             sent = last
         elif chance.random() < 0.2:
             pending.append((1, tip(sent)))
