@@ -1,0 +1,207 @@
+"""Exactly once: which commands of which client session were applied, and with what result.
+
+This module alone decides whether the command in a fixed slot is applied, answered again, or
+refused.  It is replicated state: every replica folds the same values in the same order with
+:func:`deliver` and holds the same sessions, whatever happened to clients or leaders meanwhile.
+
+Rules (source: Raft dissertation §6.3, made FIFO):
+
+- A session is named by the slot of its OPEN; its commands are numbered 1, 2, 3 ...
+- A command is applied only if its number is exactly the next one.  A lower one gets the first
+  result again (or FORGOTTEN once the client acknowledged it); a higher one gets GAP.
+- SKIP uses up a number without a command; if the command was applied after all, it gets the
+  first result: so a client learns what became of a command whose outcome is unknown.
+- No clock: opening beyond SESSIONS_MAX expires the session unused for the most slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Final, TypeAlias
+
+import msgspec
+from immutables import Map
+
+from trex_core.machine import TooOld
+from trex_core.messages import (
+    SESSION_RESULTS_MAX,
+    SESSIONS_MAX,
+    Kind,
+    OutcomeStatus,
+    Value,
+)
+
+SESSION_RESULT_BYTES_MAX: Final = 256 << 10
+"""Most bytes of results kept for one session; beyond it the oldest go (the newest always stays).
+A retry of one that went gets FORGOTTEN."""
+EVICTION_BATCH: Final = 1024
+"""How many of the sessions unused for longest are looked up at once."""
+
+Result: TypeAlias = tuple[int, int, bytes]
+"""(slot of the first application, status, body)"""
+
+
+class Delivered(msgspec.Struct, frozen=True, gc=False):
+    """What became of the command in a slot: ``status`` is a ``messages.OutcomeStatus``; ``slot``
+    is where it was *first* applied (for a session that was opened: its name)."""
+
+    slot: int
+    status: int
+    body: bytes
+
+
+class Session(msgspec.Struct, frozen=True, array_like=True):
+    """One open session: the sequence expected ``next``, the lowest one the client has no answer
+    to, the results of the sequences ``next - len(results)`` .. ``next - 1``, the last slot that
+    used the session, and the bytes of the results kept."""
+
+    next: int
+    unanswered: int
+    results: tuple[Result, ...]
+    used_slot: int
+    result_bytes: int = 0
+
+
+class Sessions(msgspec.Struct, frozen=True):
+    """All open sessions by name. ``oldest`` is a cache for eviction, no part of the state:
+    (used slot, session) of the ones unused for longest, some of which may have been used since."""
+
+    open: Map[int, Session]
+    oldest: tuple[tuple[int, int], ...] = ()
+
+
+NO_SESSIONS: Final = Sessions(Map())
+
+_encoder: Final = msgspec.msgpack.Encoder()
+_decoder: Final = msgspec.msgpack.Decoder(Session)
+
+Apply: TypeAlias = Callable[[int, bytes], tuple[int, bytes]]
+"""(slot, command) -> (status, body); ``GuardedMachine.apply`` is one."""
+
+
+def encode_session(session: Session) -> bytes:
+    """Encode one session, for a store that keeps them row by row."""
+    return _encoder.encode(session)
+
+
+def decode_session(data: bytes) -> Session:
+    """Decode one session. Raises ``msgspec.DecodeError`` if ``data`` is not one."""
+    return _decoder.decode(data)
+
+
+def sessions_of(items: Iterable[tuple[int, Session]]) -> Sessions:
+    """Sessions from (name, session) pairs."""
+    return Sessions(Map(items))
+
+
+def next_sequence(sessions: Sessions, session_id: int) -> int:
+    """The sequence that ``session_id`` expects next; 0 if it is not open."""
+    session = sessions.open.get(session_id)
+    return session.next if session is not None else 0
+
+
+def deliver(
+    sessions: Sessions, slot: int, value: Value, apply: Apply
+) -> tuple[Sessions, Delivered | None]:
+    """Take the fixed ``value`` of ``slot``; call ``apply`` if it is a command to be applied now.
+
+    Returns the sessions after it and what to tell whoever waits for the slot (None: nobody may).
+    Pure but for ``apply``. Raises :class:`TooOld` for a kind this program does not know, and
+    nothing else but what ``apply`` raises.
+    """
+    match value.kind:
+        case Kind.COMMAND | Kind.SKIP:
+            return _in_session(sessions, slot, value, apply)
+        case Kind.NOOP | Kind.GENESIS:
+            return sessions, None
+        case Kind.ENGINE:
+            status, body = apply(slot, value.command)
+            return sessions, Delivered(slot, status, body)
+        case Kind.OPEN:
+            return _opened(sessions, slot), Delivered(slot, OutcomeStatus.APPLIED, b"")
+        case Kind.CLOSE:
+            if value.session not in sessions.open:
+                return sessions, Delivered(slot, OutcomeStatus.SESSION_EXPIRED, b"")
+            rest = sessions.open.delete(value.session)
+            return Sessions(rest, sessions.oldest), Delivered(slot, OutcomeStatus.APPLIED, b"")
+        case unknown:
+            raise TooOld(f"slot {slot} holds a value of unknown kind {unknown}")
+
+
+def _in_session(
+    sessions: Sessions, slot: int, value: Value, apply: Apply
+) -> tuple[Sessions, Delivered]:
+    session = sessions.open.get(value.session)
+    if session is None:
+        return sessions, Delivered(slot, OutcomeStatus.SESSION_EXPIRED, b"")
+    expected = session.next
+    if value.sequence == expected:
+        if value.kind == Kind.COMMAND:
+            status, body = apply(slot, value.command)
+        else:
+            status, body = OutcomeStatus.APPLIED, b""
+        results = (*session.results, (slot, status, body))
+        after = _trimmed(
+            expected + 1, value.unanswered, session, results, session.result_bytes + len(body), slot
+        )
+        delivered = Delivered(slot, status, body)
+    else:
+        delivered = _again(session, slot, value.sequence)
+        after = _trimmed(
+            expected, value.unanswered, session, session.results, session.result_bytes, slot
+        )
+    return Sessions(sessions.open.set(value.session, after), sessions.oldest), delivered
+
+
+def _again(session: Session, slot: int, sequence: int) -> Delivered:
+    """The answer to a sequence that is not the next one."""
+    if sequence > session.next:
+        return Delivered(slot, OutcomeStatus.GAP, b"")
+    index = sequence - (session.next - len(session.results))
+    if index < 0:
+        return Delivered(slot, OutcomeStatus.FORGOTTEN, b"")
+    return Delivered(*session.results[index])
+
+
+def _trimmed(
+    expected: int,
+    unanswered: int,
+    before: Session,
+    results: tuple[Result, ...],
+    result_bytes: int,
+    slot: int,
+) -> Session:
+    """The session used at ``slot``, without the results that the client acknowledged or that are
+    over the limits."""
+    unanswered = max(before.unanswered, min(unanswered, expected))
+    drop = max(0, unanswered - (expected - len(results)), len(results) - SESSION_RESULTS_MAX)
+    for _, _, body in results[:drop]:
+        result_bytes -= len(body)
+    while result_bytes > SESSION_RESULT_BYTES_MAX and drop < len(results) - 1:
+        result_bytes -= len(results[drop][2])
+        drop += 1
+    return Session(expected, unanswered, results[drop:] if drop else results, slot, result_bytes)
+
+
+def _opened(sessions: Sessions, slot: int) -> Sessions:
+    opened, oldest = sessions.open, sessions.oldest
+    if len(opened) >= SESSIONS_MAX:
+        victim, oldest = _unused_longest(opened, oldest)
+        opened = opened.delete(victim)
+    return Sessions(opened.set(slot, Session(1, 1, (), slot)), oldest)
+
+
+def _unused_longest(
+    opened: Map[int, Session], oldest: tuple[tuple[int, int], ...]
+) -> tuple[int, tuple[tuple[int, int], ...]]:
+    """The session unused for the most slots, and the cache after it.
+
+    What the cache holds was the oldest when it was made; anything used since is younger than all
+    of it; so its first entry that is still true is the oldest of all.
+    """
+    for index, (used_slot, name) in enumerate(oldest):
+        session = opened.get(name)
+        if session is not None and session.used_slot == used_slot:
+            return name, oldest[index + 1 :]
+    by_use = sorted((session.used_slot, name) for name, session in opened.items())
+    return by_use[0][1], tuple(by_use[1:EVICTION_BATCH])
