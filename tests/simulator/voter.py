@@ -1,0 +1,630 @@
+"""The simulated shell of one voter: the real ``step`` between a simulated disk and network.
+
+This module alone carries out effects, by the contract of :class:`trex_core.state.Effects`: votes
+leave after the sync of all records before them, everything else at once. Between any two of these
+acts the voter may crash.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tests.simulator.disk import DamagedError, Disk
+from tests.simulator.observer import Violation
+from tests.simulator.replica import Replica
+from trex_core.invariants import InvariantViolation
+from trex_core.messages import (
+    NO_BALLOT,
+    RUN_BYTES_MAX,
+    VOTES,
+    AskOther,
+    CatchUp,
+    CatchupEntries,
+    CatchupRequest,
+    Fetch,
+    Fetched,
+    Outcome,
+    PeerMessage,
+    Refusal,
+    RefusalReason,
+    RepairRequest,
+    SnapshotChunk,
+    SnapshotOffer,
+    SnapshotRequest,
+    StreamRun,
+    StreamTip,
+    Submit,
+    Value,
+    VoterDigest,
+    encode_value,
+)
+from trex_core.state import (
+    CatchUpFailed,
+    Config,
+    DiskRoom,
+    Effects,
+    Event,
+    FixedRecord,
+    FixedRun,
+    Install,
+    Leader,
+    Learn,
+    LearnedRecord,
+    Propose,
+    Receive,
+    Record,
+    Send,
+    State,
+    Tick,
+)
+from trex_core.wire import (
+    PEER_UDP_BODY_BYTES_MAX,
+    Channel,
+    FrameBuffer,
+    FrameError,
+    Identity,
+    Reassembler,
+    decode_catchup,
+    decode_peer,
+    decode_request,
+    decode_stream,
+    encode_body,
+    fragments,
+    frame,
+    unframe,
+)
+
+if TYPE_CHECKING:
+    from tests.simulator.client import Client
+    from tests.simulator.world import World
+
+STREAM_BYTES_MAX = 1_200
+"""Values in one datagram of the stream, in bytes; a larger value is left to catch-up."""
+SNAPSHOT_CHUNK_BYTES = 2_000
+
+
+class Voter:
+    """One voter process, its machine's disk, and its archive process (up when the machine is)."""
+
+    def __init__(self, world: World, address: int, tick_us: int) -> None:
+        self.world = world
+        self.address = address
+        self.tick_us = tick_us
+        self.up = False
+        self.dead = False
+        """For good: its disk is gone."""
+        self.paused_until = 0
+        self.sync_fails = False
+        """The next sync will fail."""
+        self.genesis_durable = False
+        self.incarnation = world.rng.getrandbits(63) | 1
+        who = Identity(world.cluster_id, address, self.incarnation, 0)
+        self.disk = Disk(who, world.options.segment_bytes)
+        self.state: State
+        self.config: Config
+        self.boot = 0
+        self._forget()
+
+    def __str__(self) -> str:
+        return f"voter {self.address}"
+
+    def _forget(self) -> None:
+        world = self.world
+        self.reassembler = Reassembler()
+        self.replica = Replica(self, world.observer)
+        self.pending_records: list[Record] = []
+        self.pending_votes: list[Send] = []
+        self.syncing_votes: list[Send] | None = None
+        self.log: list[bytes] = []
+        self.log_before = 0
+        """``log[i]`` is the value of slot ``log_before + 1 + i``; what the archive serves."""
+        self.chains: list[bytes] = []
+        """``chains[i]`` is the chain at slot ``log_before + i``."""
+        self.waiting: dict[int, tuple[Client, Submit]] = {}
+        self.counter = 0
+        self.conversation = 0
+        self.last_body: tuple[PeerMessage, list[bytes] | bytes] | None = None
+
+    # --- life -------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Recover from the disk and run."""
+        world = self.world
+        self._forget()
+        try:
+            found = self.disk.recover()
+        except DamagedError:
+            world.counts["journals_refused"] += 1
+            if not self.disk.flipped:
+                raise Violation(f"{self}: its undamaged journal was refused") from None
+            self.dead = True
+            return
+        self.boot = found.boot
+        self.identity = Identity(world.cluster_id, self.address, self.incarnation, self.boot)
+        self.config = Config(
+            voter=self.address,
+            voters=world.voter_ids,
+            incarnation=self.incarnation,
+            boot=self.boot,
+            seed=world.seed,
+            heartbeat_ticks=world.options.heartbeat_ticks,
+            election_ticks_min=world.options.election_ticks_min,
+            election_ticks_max=world.options.election_ticks_max,
+            retry_ticks=world.options.retry_ticks,
+        )
+        self.state = found.state
+        self.chains = [world.observer.chains[0]]
+        if found.snapshot is not None:
+            slot, chain, _ = self.replica.restore(found.snapshot)
+            self.log_before, self.chains = slot, [chain]
+        for run in found.fixed:
+            world.observer.on_fixed(self, self.replica.slot, run)
+            self._apply(run)
+        world.observer.on_recovered(self.address, found.state)
+        self.up = True
+        self.paused_until = 0
+        if self.boot > 1:
+            world.counts["restarts"] += 1
+        world.push(int(world.random() * self.tick_us), self, self.on_tick, self.boot, None)
+
+    def crash(self) -> None:
+        """The machine loses power."""
+        if not self.up:
+            return
+        self.up = False
+        world = self.world
+        world.counts["crashes"] += 1
+        lost = self.disk.crash(world.rng, world.options.torn)
+        if lost or self.pending_records:
+            world.counts["unsynced_writes_lost"] += 1
+        self.waiting.clear()
+        world.restart_later(self)
+
+    # --- events -----------------------------------------------------------------------------
+
+    def on_tick(self, boot: int, _: object) -> None:
+        """One tick of this voter's own clock."""
+        if boot != self.boot or not self.up:
+            return
+        self.world.push(self.tick_us, self, self.on_tick, boot, None)
+        self.step(Tick())
+        if self.up and self.state.tick % 4 == 0 and self.world.listeners:
+            self._stream_tip()
+
+    def on_datagram(self, data: bytes, _: object) -> None:
+        """A datagram on the peer port."""
+        if not self.up:
+            return
+        try:
+            part = unframe(data, self.world.cluster_id, Channel.PEER)
+            body = self.reassembler.add(part)
+            if body is None:
+                return
+            message = decode_peer(body)
+        except FrameError as error:
+            self.world.counts[f"dropped_{error.reason}"] += 1
+            return
+        self.step(Receive(part.sender, part.incarnation, part.boot, message))
+
+    def on_stream_bytes(self, data: bytes, _: object) -> None:
+        """Bytes on a TCP connection of a peer."""
+        if not self.up:
+            return
+        buffer = FrameBuffer(self.world.cluster_id, Channel.PEER)
+        middle = len(data) // 2
+        for part in (*buffer.feed(data[:middle]), *buffer.feed(data[middle:])):
+            message = decode_peer(part.body)
+            self.step(Receive(part.sender, part.incarnation, part.boot, message))
+
+    def on_self(self, boot: int, message: PeerMessage) -> None:
+        """A message to oneself."""
+        if boot == self.boot and self.up:
+            self.step(Receive(self.address, self.incarnation, boot, message))
+
+    def on_disk_room(self, has_room: bool, _: object) -> None:
+        """The disk filled up, or was emptied."""
+        if self.up:
+            self.step(DiskRoom(has_room))
+
+    # --- one step and its effects -----------------------------------------------------------
+
+    def step(self, event: Event) -> None:
+        """Run the core once and carry out what it asks for."""
+        world = self.world
+        before = self.state
+        try:
+            after, effects = world.core.step(self.config, before, event)
+            world.check_step(self.config, before, event, after, effects)
+        except InvariantViolation as error:
+            raise Violation(f"invariant at {self}: {error}") from error
+        self.state = after
+        if after.role is not before.role:
+            self._role_changed(before, after)
+        if after.halted:
+            raise Violation(f"{self} halts without a cause: {after.halted}")
+        if effects.records or effects.sends or effects.fixed:
+            world.effects_seen += 1
+            if world.crash_here():
+                self._crash_amid(effects)
+            else:
+                self._carry_out(effects)
+
+    def _carry_out(self, effects: Effects) -> None:
+        if effects.records:
+            self.pending_records.extend(effects.records)
+        if effects.sends:
+            self._send_all(effects.sends)
+        for run in effects.fixed:
+            self._fixed(run)
+        self._flush()
+
+    def _crash_amid(self, effects: Effects) -> None:
+        """Carry out only a part of the effects, then crash."""
+        random = self.world.random
+        self.world.counts["boundary_crashes"] += 1
+        if random() < 0.2:
+            self.crash()
+            return
+        if random() < 0.3:  # the sync of what came before may have been under way
+            self._flush()
+        self.pending_records.extend(effects.records)
+        self._send_all(effects.sends[: int(random() * (len(effects.sends) + 1))])
+        if random() < 0.5:
+            for run in effects.fixed:
+                self._fixed(run)
+        if random() < 0.5:
+            self._flush()
+        self.crash()
+
+    def _role_changed(self, before: State, after: State) -> None:
+        world = self.world
+        if isinstance(after.role, Leader):
+            if not isinstance(before.role, Leader) or after.role.ballot != before.role.ballot:
+                world.counts["elections"] += 1
+        elif isinstance(before.role, Leader):
+            world.counts["leaders_stepped_down"] += 1
+            for client, submit in self.waiting.values():
+                self._reply(client, Refusal(submit.id, RefusalReason.LEADERSHIP_LOST, 0, ""))
+            self.waiting.clear()
+
+    def _send_all(self, sends: tuple[Send, ...]) -> None:
+        for send in sends:
+            if isinstance(send.message, VOTES):
+                if self.pending_records:
+                    self.pending_votes.append(send)
+                elif self.syncing_votes is not None:
+                    self.syncing_votes.append(send)
+                else:
+                    self._send(send)
+            else:
+                self._send(send)
+
+    def _send(self, send: Send) -> None:
+        """Now it leaves."""
+        world, message, to = self.world, send.message, send.to
+        if isinstance(message, CatchUp):
+            self._catch_up(to, message.first)
+            return
+        last = self.last_body
+        if last is None or last[0] is not message:
+            world.observer.on_send(self.address, self.boot, message)
+        if to == self.address:
+            world.push(0, self, self.on_self, self.boot, message)
+            return
+        if last is None or last[0] is not message:
+            body = encode_body(message)
+            if isinstance(message, Fetch | Fetched) or len(body) > PEER_UDP_BODY_BYTES_MAX:
+                self.last_body = last = (message, frame(self.identity, Channel.PEER, body))
+            else:
+                parts = fragments(self.identity, Channel.PEER, body, self.counter)
+                self.counter += len(parts)
+                self.last_body = last = (message, parts)
+        target = world.voters[to]
+        if isinstance(last[1], bytes):
+            world.network.connection(self.address, target, last[1], target.on_stream_bytes)
+            world.counts["over_tcp"] += 1
+        else:
+            for data in last[1]:
+                world.network.datagram(self.address, target, data, target.on_datagram)
+
+    # --- the disk ---------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        if self.syncing_votes is not None or not self.pending_records:
+            return
+        world = self.world
+        records = tuple(self.pending_records)
+        self.syncing_votes = self.pending_votes
+        self.pending_records, self.pending_votes = [], []
+        self.disk.write(records, self.state)
+        options = world.options
+        delay = options.sync_min_us + int(world.random() * options.sync_span_us)
+        world.push(delay, self, self.on_synced, self.boot, records)
+
+    def on_synced(self, boot: int, records: tuple[Record, ...]) -> None:
+        """The sync of ``records`` returned."""
+        if boot != self.boot or not self.up:
+            return
+        world = self.world
+        if world.fail_sync(self):
+            self.crash()
+            return
+        self.disk.sync()
+        if not self.genesis_durable:
+            self.genesis_durable = any(
+                isinstance(record, FixedRecord | LearnedRecord) for record in records
+            )
+        world.observer.on_durable(self.address, records)
+        votes = self.syncing_votes or []
+        self.syncing_votes = None
+        if world.crash_at_sync(self, len(records)):
+            for send in votes[: int(world.random() * (len(votes) + 1))]:
+                self._send(send)
+            world.counts["boundary_crashes"] += 1
+            self.crash()
+            return
+        for send in votes:
+            self._send(send)
+        self._flush()
+
+    # --- what is fixed ----------------------------------------------------------------------
+
+    def _fixed(self, run: FixedRun) -> None:
+        world = self.world
+        world.observer.on_fixed(self, self.replica.slot, run)
+        self._apply(run)
+        if world.listeners and isinstance(self.state.role, Leader):
+            self._stream(run.first, run.last, self.state.role.ballot, repair=False)
+
+    def _apply(self, run: FixedRun) -> None:
+        replica = self.replica
+        self.log.extend(run.values)
+        self.chains.extend(run.chains)
+        every = self.world.options.snapshot_slots
+        for slot, value in enumerate(run.values, run.first):
+            delivered = replica.apply(slot, value)
+            waiting = self.waiting.pop(slot, None)
+            if waiting is not None and delivered is not None:
+                client, submit = waiting
+                self._reply(
+                    client,
+                    Outcome(submit.id, delivered.slot, delivered.status, delivered.body),
+                )
+            if every and slot % every == 0:
+                self._cut_snapshot(self.chains[slot - self.log_before])
+
+    def _cut_snapshot(self, chain: bytes) -> None:
+        genesis = self.state.genesis
+        assert genesis is not None, f"{self} applied slots without a genesis"
+        data = self.replica.snapshot(chain, genesis)
+        world = self.world
+        world.observer.on_snapshot(self, self.replica.slot, data)
+        world.push(3_000, self, self.on_snapshot_durable, self.boot, (self.replica.slot, data))
+
+    def on_snapshot_durable(self, boot: int, snapshot: tuple[int, bytes]) -> None:
+        """A snapshot was written, synced and renamed: the log below the oldest kept may go."""
+        if boot != self.boot or not self.up:
+            return
+        slot, data = snapshot
+        self.world.counts["snapshots"] += 1
+        gone = min(self.disk.keep_snapshot(slot, data), self.replica.slot) - self.log_before
+        if gone > 0:
+            del self.log[:gone]
+            del self.chains[:gone]
+            self.log_before += gone
+
+    # --- clients ----------------------------------------------------------------------------
+
+    def _reply(self, client: Client, reply: Outcome | Refusal) -> None:
+        self.world.network.connection(
+            self.address,
+            client,
+            frame(self.identity, Channel.CLIENT, encode_body(reply)),
+            client.on_reply,
+        )
+
+    def on_requests(self, data: bytes, client: Client) -> None:
+        """A burst of commands of one client."""
+        if not self.up:
+            return
+        frames = FrameBuffer(self.world.cluster_id, Channel.CLIENT).feed(data)
+        submits = [decode_request(request.body) for request in frames]
+        role = self.state.role
+        if not isinstance(role, Leader) or role.handover is not None:
+            leader = self.state.leader.voter
+            for submit in submits:
+                refusal = Refusal(submit.id, RefusalReason.NOT_LEADER, leader, "")
+                self._reply(client, refusal)
+            return
+        values = tuple(
+            encode_value(
+                Value(
+                    submit.kind,
+                    role.ballot,
+                    self.world.now // 1000,
+                    submit.session,
+                    submit.sequence,
+                    submit.unanswered,
+                    submit.command,
+                )
+            )
+            for submit in submits
+        )
+        first = role.next_slot
+        for slot, submit in enumerate(submits, first):
+            self.waiting[slot] = (client, submit)
+        self.step(Propose(values))
+        role = self.state.role
+        after = role.next_slot if isinstance(role, Leader) else first
+        for slot in range(after, first + len(submits)):
+            refused = self.waiting.pop(slot, None)
+            if refused is not None and self.up:
+                self._reply(client, Refusal(refused[1].id, RefusalReason.BUSY, 0, ""))
+
+    # --- the stream -------------------------------------------------------------------------
+
+    def _stream(self, first: int, last: int, ballot: object, *, repair: bool) -> None:
+        """Multicast fixed slots, as many as fit in each datagram."""
+        before = self.log_before
+        values: list[bytes] = []
+        size = 0
+        for slot in range(max(first, before + 1), last + 1):
+            value = self.log[slot - before - 1]
+            if values and size + len(value) > STREAM_BYTES_MAX:
+                self._stream_run(slot - len(values), values, ballot, repair=repair)
+                values, size = [], 0
+            if len(value) <= STREAM_BYTES_MAX:
+                values.append(value)
+                size += len(value)
+        if values:
+            self._stream_run(last + 1 - len(values), values, ballot, repair=repair)
+
+    def _stream_run(self, first: int, values: list[bytes], ballot: object, *, repair: bool) -> None:
+        chains, before = self.chains, self.log_before
+        self._multicast(
+            StreamRun(
+                ballot,
+                first,
+                chains[first - 1 - before],
+                tuple(values),
+                self.replica.slot,
+                chains[-1],
+                repair,
+            )
+        )
+
+    def _stream_tip(self) -> None:
+        state = self.state
+        leading = isinstance(state.role, Leader)
+        if not leading and state.tick % 16:
+            return
+        role = type(state.role).__name__.lower()
+        digest = VoterDigest(
+            role, state.promised, state.last_accepted, state.fixed, self.replica.slot, 0, 0, 0, ""
+        )
+        ballot = state.role.ballot if isinstance(state.role, Leader) else state.leader
+        self._multicast(StreamTip(ballot, leading, self.replica.slot, self.chains[-1], digest))
+
+    def _multicast(self, message: StreamRun | StreamTip) -> None:
+        world = self.world
+        data = frame(self.identity, Channel.STREAM, encode_body(message))
+        for listener in world.listeners:
+            world.network.datagram(
+                self.address, listener, data, listener.on_stream, world.network.stream_loss
+            )
+
+    def on_repair(self, data: bytes, _: object) -> None:
+        """A listener's repair request."""
+        if not self.up:
+            return
+        try:
+            request = decode_stream(unframe(data, self.world.cluster_id, Channel.STREAM).body)
+        except FrameError as error:
+            self.world.counts[f"dropped_{error.reason}"] += 1
+            return
+        assert isinstance(request, RepairRequest)
+        last = min(request.last, self.replica.slot)
+        if request.responder == self.address and request.first <= last:
+            self.world.counts["repairs"] += 1
+            self._stream(request.first, last, self.state.leader or NO_BALLOT, repair=True)
+
+    # --- catching up ------------------------------------------------------------------------
+
+    def _catch_up(self, to: int, first: int) -> None:
+        self.world.counts["catch_ups"] += 1
+        self.conversation += 1
+        self._ask(to, CatchupRequest(str(self), first), self.conversation)
+
+    def _ask(self, to: int, request: CatchupRequest | SnapshotRequest, talk: int) -> None:
+        self.world.call(
+            self,
+            self.world.voters[to],
+            frame(self.identity, Channel.CATCHUP, encode_body(request)),
+            lambda reply, _: self._on_catch_up(to, talk, reply),
+            lambda _, __: self._on_catch_up_failed(to),
+            self.boot,
+        )
+
+    def _on_catch_up_failed(self, to: int) -> None:
+        self.world.counts["catch_ups_failed"] += 1
+        self.step(CatchUpFailed(to))
+
+    def _on_catch_up(self, to: int, talk: int, reply: bytes) -> None:
+        (part,) = FrameBuffer(self.world.cluster_id, Channel.CATCHUP).feed(reply)
+        match decode_catchup(part.body):
+            case CatchupEntries() as entries:
+                self.step(
+                    Learn(to, entries.first, entries.chain_before, entries.values, entries.tip_slot)
+                )
+            case SnapshotOffer(slot=slot):
+                self.download = (talk, b"")
+                self._ask(to, SnapshotRequest(slot, 0), talk)
+            case SnapshotChunk(slot=slot, data=data):
+                if self.download[0] != talk:
+                    return
+                held = self.download[1] + data
+                self.download = (talk, held)
+                if data:
+                    self._ask(to, SnapshotRequest(slot, len(held)), talk)
+                else:
+                    self._install(slot, held)
+            case AskOther():
+                self._on_catch_up_failed(to)
+            case other:
+                raise Violation(f"{self} got {other} in answer to a catch-up request")
+
+    def _install(self, slot: int, data: bytes) -> None:
+        if slot <= self.state.fixed:
+            self.world.counts["snapshots_too_late"] += 1
+            return
+        self.world.observer.on_snapshot(self, slot, data)
+        self.disk.keep_snapshot(slot, data)
+        replica = Replica(self, self.world.observer)
+        slot, chain, genesis = replica.restore(data)
+        self.replica = replica
+        self.log, self.log_before, self.chains = [], slot, [chain]
+        self.waiting.clear()
+        self.world.counts["snapshots_installed"] += 1
+        self.step(Install(slot, chain, genesis))
+
+    # --- the archive process ----------------------------------------------------------------
+
+    def serve(self, data: bytes) -> bytes | None:
+        """What this voter's archive answers to a catch-up request."""
+        try:
+            (part,) = FrameBuffer(self.world.cluster_id, Channel.CATCHUP).feed(data)
+            request = decode_catchup(part.body)
+        except (FrameError, ValueError):
+            return None
+        answer: CatchupEntries | SnapshotOffer | SnapshotChunk | AskOther
+        match request:
+            case CatchupRequest(first=first):
+                answer = self._serve_entries(first)
+            case SnapshotRequest(slot=slot, offset=offset):
+                held = self.disk.snapshots.get(slot)
+                if held is None:
+                    answer = AskOther(0, "that snapshot is gone")
+                else:
+                    chunk = held[offset : offset + SNAPSHOT_CHUNK_BYTES]
+                    answer = SnapshotChunk(slot, offset, chunk)
+            case _:
+                return None
+        return frame(self.identity, Channel.CATCHUP, encode_body(answer))
+
+    def _serve_entries(self, first: int) -> CatchupEntries | SnapshotOffer | AskOther:
+        before, tip = self.log_before, self.replica.slot
+        if first <= before:
+            if not self.disk.snapshots:
+                return AskOther(0, "nothing so old here")
+            slot = max(self.disk.snapshots)
+            data = self.disk.snapshots[slot]
+            return SnapshotOffer(slot, b"", len(data), b"")
+        values: list[bytes] = []
+        size = 0
+        for value in self.log[first - before - 1 :]:
+            if values and size + len(value) > min(RUN_BYTES_MAX, 20_000):
+                break
+            values.append(value)
+            size += len(value)
+        chain = self.chains[first - 1 - before] if first - 1 <= tip else b""
+        return CatchupEntries(first, chain, tuple(values), tip, self.chains[-1])

@@ -1,0 +1,489 @@
+"""A whole cluster in a box: ``World(seed).run()`` is one deterministic history.
+
+This module alone owns time, order and fate: one heap of events keyed (time, sequence), the faults
+of the seed, the safety phase, the healing and what must then come true. The nodes in it run the
+real core, wire and journal code. Same seed, same history, on any machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections import Counter
+from collections.abc import Callable
+from random import Random
+from types import ModuleType
+from typing import Any
+
+from tests.simulator.client import Client
+from tests.simulator.listener import Listener
+from tests.simulator.network import Network, Node
+from tests.simulator.observer import Observer, Violation
+from tests.simulator.options import TICK_US, Options, draw
+from tests.simulator.voter import Voter
+from trex_core import invariants, paxos
+from trex_core.quorum import Majority
+from trex_core.state import Leader, StartHandOver, chain_start
+from trex_core.wire import (
+    Channel,
+    FrameError,
+    body_bytes,
+    decode_catchup,
+    decode_peer,
+    decode_stream,
+)
+
+LISTENERS_FROM = 100
+CLIENTS_FROM = 200
+ELECTIONS_PATIENCE = 60
+"""After healing everything must be well within this many longest election timeouts."""
+CALL_TIMEOUT_US = 4 * TICK_US
+
+
+class World:
+    """One simulated cluster. ``core`` is the module whose ``step`` is used (mutants are others)."""
+
+    def __init__(
+        self,
+        seed: int,
+        options: Options | None = None,
+        *,
+        core: ModuleType = paxos,
+        check_steps: bool = True,
+        crash_at_record: tuple[int, int] | None = None,
+        trace: bool = False,
+    ) -> None:
+        self.seed = seed
+        self.options = options if options is not None else draw(seed)
+        self.core = core
+        self.check_step: Callable[..., None] = (
+            invariants.check_step if check_steps else lambda *_: None
+        )
+        self.crash_at_record = crash_at_record
+        """(voter, k): this voter crashes when its k-th record is durable, before it says so."""
+        self.records_seen = 0
+        self.trace = trace
+        self.rng = Random(f"world {seed}")
+        self.random = self.rng.random
+        self.now = 0
+        self.sequence = 0
+        self.digest = 0
+        self.events = 0
+        self.effects_seen = 0
+        self.commands = 0
+        self.healed = False
+        self.chaos = False
+        self.heap: list[tuple[int, int, Node | None, Callable[[Any, Any], None], Any, Any]] = []
+        self.counts: Counter[str] = Counter()
+        self.cluster_id = self.rng.randbytes(16)
+        self.voter_ids = tuple(range(1, self.options.voters + 1))
+        quorums = Majority(self.voter_ids)
+        self.observer = Observer(chain_start(self.cluster_id), quorums.accept_weight)
+        self.network = Network(self)
+        self.voters = {n: Voter(self, n, self._tick()) for n in self.voter_ids}
+        self.listeners = [
+            Listener(self, LISTENERS_FROM + n, self._tick()) for n in range(self.options.listeners)
+        ]
+        self.clients = [
+            Client(self, CLIENTS_FROM + n, self._tick()) for n in range(self.options.clients)
+        ]
+        for voter in self.voters.values():
+            voter.start()
+        for listener in self.listeners:
+            listener.start()
+        if self.options.faults:
+            self.push(self.options.calm_us, None, self.on_fault, None, None)
+        if self.options.calm_us:
+            self.push(self.options.calm_us, None, self.on_chaos, None, None)
+        else:
+            self.chaos = True
+
+    def _tick(self) -> int:
+        skew = self.options.skew
+        return int(TICK_US * (1 - skew + 2 * skew * self.random()))
+
+    # --- the heap ---------------------------------------------------------------------------
+
+    def push(
+        self,
+        delay_us: int,
+        node: Node | None,
+        handler: Callable[[Any, Any], None],
+        a: object,
+        b: object,
+    ) -> None:
+        """``handler(a, b)`` is due after ``delay_us``, later if ``node`` is paused then."""
+        self.sequence += 1
+        heapq.heappush(self.heap, (self.now + delay_us, self.sequence, node, handler, a, b))
+
+    def turn(self) -> None:
+        """One event."""
+        self.now, sequence, node, handler, a, b = heapq.heappop(self.heap)
+        if node is not None and node.paused_until > self.now:
+            self.sequence += 1
+            entry = (node.paused_until, self.sequence, node, handler, a, b)
+            heapq.heappush(self.heap, entry)
+            return
+        self.events += 1
+        self.digest = (self.digest * 1_000_003 + self.now * 31 + sequence) & 0xFFFFFFFFFFFFFFFF
+        handler(a, b)
+        if self.trace:
+            self._show(node, handler, a)
+
+    # --- running ----------------------------------------------------------------------------
+
+    def run(self) -> World:
+        """The safety phase, then the liveness phase. Raises :class:`Violation`, saying how to see
+        it again."""
+        try:
+            self.run_safety()
+            self.heal()
+            self.run_liveness()
+            self.check_end()
+        except Exception as error:
+            if self.trace:
+                print(f"!!! {error}")
+            raise Violation(f"{type(error).__name__}: {error}\n{self.replay_hint()}") from error
+        return self
+
+    def replay_hint(self) -> str:
+        """The one command that shows this history."""
+        return (
+            f"seed {self.seed}, event {self.events}, {self.options}\n"
+            f"replay: .venv/bin/python -m tests.simulator --seed {self.seed} --trace"
+        )
+
+    def run_safety(self) -> None:
+        """Faults and load, for as many events as the options say."""
+        while self.events < self.options.events:
+            self.turn()
+
+    def heal(self) -> None:
+        """No faults any more: all links and disks are well, and everybody, or a quorum, is up."""
+        self.healed = True
+        self.chaos = False
+        self.network.heal()
+        everybody = self.options.heal_all or not self._genesis_everywhere()
+        for voter in self.voters.values():
+            voter.paused_until = 0
+            if not voter.up and not voter.dead:
+                voter.start()
+        self.well = [v for v in self.voters.values() if not v.dead]
+        if not everybody:
+            needed = len(self.voters) // 2 + 1
+            chosen = self.rng.sample(self.well, needed)
+            self.well = [v for v in self.well if v in chosen]
+        for voter in self.voters.values():
+            if voter in self.well:
+                voter.on_disk_room(True, None)
+            else:
+                voter.crash()
+        for listener in self.listeners:
+            listener.paused_until = 0
+        for client in self.clients:
+            client.answered = 0
+
+    def _genesis_everywhere(self) -> bool:
+        """Is slot 1 fixed on each disk, so that any quorum can go on without the others (R10)?"""
+        return all(v.genesis_durable for v in self.voters.values())
+
+    def run_liveness(self) -> None:
+        """From healing on: a leader, a new command of each client fixed, everybody up to date."""
+        options = self.options
+        start = self.now
+        patience = ELECTIONS_PATIENCE * options.election_ticks_max * TICK_US
+        self.leader_after_us = -1
+        while True:
+            for _ in range(25):
+                self.turn()
+            if self.leader_after_us < 0 and any(
+                isinstance(v.state.role, Leader) for v in self.well if v.up
+            ):
+                self.leader_after_us = self.now - start
+            for client in self.clients:
+                client.stopping = client.answered > 0
+            if all(c.stopping and c.idle for c in self.clients) and self._converged():
+                break
+            if self.now - start > patience:
+                raise Violation(f"no progress after healing: {self.describe()}")
+        self.well_after_us = self.now - start
+
+    def _converged(self) -> bool:
+        slot = len(self.observer.log)
+        return all(v.up and v.replica.slot == slot for v in self.well) and all(
+            listener.replica.slot == slot for listener in self.listeners
+        )
+
+    def check_end(self) -> None:
+        """All replicas hold the same state, and whatever was acknowledged is in it."""
+        slot = len(self.observer.log)
+        states = {str(node): node.replica.machine_bytes() for node in (*self.well, *self.listeners)}
+        if len(set(states.values())) != 1:
+            raise Violation(f"states differ at slot {slot}: {sorted(states)}")
+        for command, told in self.observer.acknowledged.items():
+            if self.observer.applied[command][0] != told or told > slot:
+                raise Violation(f"an acknowledged command of slot {told} is lost")
+        self.counts["slots_fixed"] = slot
+        self.counts["events"] = self.events
+
+    def fail(self, words: str) -> None:
+        """A checker of a node found a broken rule."""
+        raise Violation(words)
+
+    def result(self) -> str:
+        """A digest of the whole history."""
+        parts = [self.digest, self.events, self.now, sorted(self.counts.items())]
+        parts.append(self.observer.chains[-1].hex())
+        parts.extend((v.address, v.boot, str(v.state.promised)) for v in self.voters.values())
+        return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+    # --- conversations over TCP -------------------------------------------------------------
+
+    def call(
+        self,
+        caller: Node,
+        voter: Voter,
+        request: bytes,
+        on_reply: Callable[[Any, Any], None],
+        on_failure: Callable[[Any, Any], None],
+        boot: int,
+    ) -> None:
+        """Ask the archive of ``voter``: exactly one of the two handlers is called, unless the
+        caller crashed meanwhile."""
+
+        def alive() -> bool:
+            return caller.up and caller.boot == boot
+
+        def fail(_: object, __: object) -> None:
+            if alive():
+                on_failure(None, None)
+
+        def answered(reply: bytes, _: object) -> None:
+            if alive():
+                on_reply(reply, None)
+
+        def arrived(data: bytes, _: object) -> None:
+            reply = voter.serve(data) if voter.up else None
+            if reply is None or not self.network.connection(voter.address, caller, reply, answered):
+                self.push(CALL_TIMEOUT_US, caller, fail, None, None)
+
+        node = _Machine(voter.address)
+        if not self.network.connection(caller.address, node, request, arrived):
+            self.push(CALL_TIMEOUT_US, caller, fail, None, None)
+
+    # --- faults -----------------------------------------------------------------------------
+
+    def on_chaos(self, _: object, __: object) -> None:
+        """From now on voters crash at effect boundaries."""
+        self.chaos = not self.healed
+
+    def crash_here(self) -> bool:
+        """Does a voter crash while it carries out these effects?"""
+        rate = self.options.boundary_crash
+        return rate > 0 and self.chaos and self.random() < rate
+
+    def crash_at_sync(self, voter: Voter, records: int) -> bool:
+        """Does ``voter`` crash between a sync and the votes that waited for it?"""
+        if self.crash_at_record is not None and self.crash_at_record[0] == voter.address:
+            before = self.records_seen
+            self.records_seen += records
+            if before < self.crash_at_record[1] <= self.records_seen:
+                return True
+        return self.crash_here()
+
+    def fail_sync(self, voter: Voter) -> bool:
+        """Does this sync of ``voter`` fail?"""
+        if voter.sync_fails and self.chaos:
+            voter.sync_fails = False
+            self.counts["sync_failures"] += 1
+            return True
+        return False
+
+    def restart_later(self, voter: Voter) -> None:
+        """``voter`` crashed; somebody starts it again."""
+        if not self.healed:
+            downtime = int(self.random() * self.options.downtime_us)
+            self.push(downtime, None, self.on_restart, voter, None)
+
+    def on_restart(self, voter: Voter, _: object) -> None:
+        """Start it unless it runs."""
+        if not voter.up and not voter.dead and not self.healed:
+            voter.start()
+
+    def on_fault(self, _: object, __: object) -> None:
+        """One fault of those the seed has, and the time of the next."""
+        if self.healed:
+            return
+        delay = int(2 * self.random() * self.options.fault_every_us)
+        self.push(delay, None, self.on_fault, None, None)
+        name = self.rng.choice(self.options.faults)
+        self.counts[f"fault_{name}"] += 1
+        getattr(self, f"fault_{name}")()
+
+    def _somebody(self) -> Voter:
+        return self.voters[self.rng.choice(self.voter_ids)]
+
+    def leader(self) -> Voter | None:
+        """A voter that believes it leads."""
+        for voter in self.voters.values():
+            if voter.up and isinstance(voter.state.role, Leader):
+                return voter
+        return None
+
+    def fault_crash(self) -> None:
+        """One voter, rather the leader."""
+        leader = self.leader()
+        (leader if leader is not None and self.random() < 0.4 else self._somebody()).crash()
+
+    def fault_crash_all(self) -> None:
+        """A power cut."""
+        if self.random() < 0.3:
+            for voter in self.voters.values():
+                voter.crash()
+
+    def fault_pause(self) -> None:
+        """One process stops, as by SIGSTOP, and goes on later."""
+        nodes = (*self.voters.values(), *self.listeners)
+        node = nodes[int(self.random() * len(nodes))]
+        node.paused_until = self.now + int(self.random() * 30 * TICK_US)
+
+    def _cut(self, links: set[tuple[int, int]]) -> None:
+        """Cut ``links`` for a while."""
+        self.network.cut |= links
+        self.push(int(self.random() * 40 * TICK_US), None, self.on_links_well, links, None)
+
+    def on_links_well(self, links: set[tuple[int, int]], _: object) -> None:
+        """These links carry again."""
+        self.network.cut -= links
+
+    def fault_split(self) -> None:
+        """Two sides that do not hear each other."""
+        side = {n: self.random() < 0.5 for n in self._addresses()}
+        self._cut({(a, b) for a in side for b in side if side[a] != side[b]})
+
+    def fault_one_way(self) -> None:
+        """Some links carry in one direction only."""
+        ids = self.voter_ids
+        self._cut({(a, b) for a in ids for b in ids if a != b and self.random() < 0.3})
+
+    def fault_isolate_leader(self) -> None:
+        """The leader is cut off: wholly, or it only hears, or it only speaks."""
+        leader = self.leader()
+        if leader is None:
+            return
+        way = int(self.random() * 3)
+        links = set()
+        for other in self._addresses():
+            if way != 1:
+                links.add((leader.address, other))
+            if way != 2:
+                links.add((other, leader.address))
+        self._cut(links)
+
+    def _addresses(self) -> list[int]:
+        return [*self.voter_ids, *(node.address for node in (*self.listeners, *self.clients))]
+
+    def fault_heal_links(self) -> None:
+        """All links are well again."""
+        self.network.cut.clear()
+
+    def fault_hand_over(self) -> None:
+        """An operator asks the leader to hand over."""
+        leader = self.leader()
+        if leader is not None and leader.paused_until <= self.now:
+            leader.step(StartHandOver(self.rng.choice((0, *self.voter_ids))))
+
+    def fault_disk_room(self) -> None:
+        """A disk fills up, or is emptied."""
+        voter = self._somebody()
+        if voter.up and voter.paused_until <= self.now:
+            voter.on_disk_room(not voter.state.has_room, None)
+
+    def fault_sync_failure(self) -> None:
+        """The next sync of one voter fails."""
+        self._somebody().sync_fails = True
+
+    def fault_bit_flip(self) -> None:
+        """A bit of a durable record flips, at fewer than half of the voters ever."""
+        dead = sum(voter.disk.flipped for voter in self.voters.values())
+        voter = self._somebody()
+        if (
+            dead >= (len(self.voters) - 1) // 2
+            or not self._genesis_everywhere()
+            or self.random() < 0.5
+        ):
+            return
+        if voter.disk.flip_bit(self.rng):
+            voter.crash()
+
+    def fault_restart_listener(self) -> None:
+        """A listener is killed and restarts from its store."""
+        if self.listeners:
+            self.rng.choice(self.listeners).restart()
+
+    def fault_loss_burst(self) -> None:
+        """For a while much is lost."""
+        self.network.loss = 0.5
+        self.push(int(self.random() * 10 * TICK_US), None, self.on_loss_burst_end, None, None)
+
+    def on_loss_burst_end(self, _: object, __: object) -> None:
+        """As before."""
+        self.network.loss = 0.0 if self.healed else self.options.loss
+
+    # --- showing ----------------------------------------------------------------------------
+
+    def describe(self) -> str:
+        """All voters and listeners in a line."""
+        parts = []
+        for voter in self.voters.values():
+            if voter.dead:
+                parts.append(f"{voter.address}:dead")
+            elif not voter.up:
+                parts.append(f"{voter.address}:down")
+            else:
+                state = voter.state
+                role = type(state.role).__name__[0]
+                paused = "z" if voter.paused_until > self.now else ""
+                parts.append(
+                    f"{voter.address}{paused}:{role}{state.promised}"
+                    f" {state.fixed}/{state.last_accepted}"
+                )
+        parts.extend(f"L{node.address}:{node.replica.slot}" for node in self.listeners)
+        parts.extend(f"C{node.address}:{len(node.unanswered)}" for node in self.clients)
+        return " | ".join(parts)
+
+    def _show(self, node: Node | None, handler: Callable[..., None], a: object) -> None:
+        what = getattr(handler, "__name__", "?")
+        print(
+            f"{self.now:>9} #{self.events} {node or 'world'} {what} {_detail(a)}"
+            f" || {self.describe()}"
+        )
+
+
+def _detail(a: object) -> str:
+    """An argument of an event in words: of bytes, the message in them."""
+    if not isinstance(a, bytes):
+        return str(a)[:160]
+    try:
+        length = body_bytes(a, a[4:20])
+        return f"from {int.from_bytes(a[20:22], 'big')} {_MESSAGES[a[3]](a[80 : 80 + length])}"[
+            :300
+        ]
+    except (FrameError, KeyError, IndexError):
+        return f"{len(a)} bytes"
+
+
+_MESSAGES: dict[int, Callable[[bytes], object]] = {
+    Channel.PEER: decode_peer,
+    Channel.STREAM: decode_stream,
+    Channel.CATCHUP: decode_catchup,
+}
+
+
+class _Machine:
+    """The network's end of a voter's archive process: it answers also while the voter is paused."""
+
+    def __init__(self, address: int) -> None:
+        self.address = address
+        self.up = True
+        self.paused_until = 0
