@@ -1,0 +1,162 @@
+"""The frame: round trips, and garbage that never raises anything but FrameError."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
+
+from trex_core import wire
+from trex_core.messages import (
+    DATAGRAM_BYTES_MAX,
+    NO_BALLOT,
+    Accept,
+    Ballot,
+    CatchupRequest,
+    HeartbeatAck,
+    Pairs,
+    Promise,
+    StreamRun,
+    Submit,
+    Tip,
+)
+from trex_core.state import AcceptRecord, FixedRecord, PromiseRecord
+
+CLUSTER = b"cluster-cluster!"
+IDENTITY = wire.Identity(CLUSTER, 3, 77, 5)
+MESSAGES = [
+    (wire.Channel.PEER, wire.decode_peer, Accept(Ballot(0, 2, 3), 9, (b"v", b"w"), Tip(8, b"c" * 32, 1))),
+    (wire.Channel.PEER, wire.decode_peer, HeartbeatAck(Ballot(1, 2, 3), 4, 5, 6, False)),
+    (wire.Channel.PEER, wire.decode_peer, Promise(NO_BALLOT, 1, 0, (Pairs(1, 2, NO_BALLOT),))),
+    (wire.Channel.STREAM, wire.decode_stream, StreamRun(NO_BALLOT, 1, b"c" * 32, (b"v",), 1, b"d" * 32)),
+    (wire.Channel.CLIENT, wire.decode_request, Submit(1, 1, 2, 3, 3, b"command")),
+    (wire.Channel.CATCHUP, wire.decode_catchup, CatchupRequest("me", 4)),
+    (
+        wire.Channel.JOURNAL,
+        wire.decode_records,
+        (PromiseRecord(Ballot(0, 1, 1)), AcceptRecord(Ballot(0, 1, 1), 1, (b"v",)), FixedRecord(1, b"c" * 32)),
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("channel", "decode", "message"), MESSAGES)
+def test_round_trip(channel, decode, message) -> None:  # type: ignore[no-untyped-def]
+    data = wire.frame(IDENTITY, channel, wire.encode_body(message), salt=9, counter=10)
+    got = wire.unframe(data, CLUSTER, channel)
+    assert decode(got.body) == message
+    assert (got.sender, got.incarnation, got.boot, got.salt, got.counter) == (3, 77, 5, 9, 10)
+
+
+@pytest.mark.parametrize(("channel", "decode", "message"), MESSAGES)
+def test_every_flipped_bit_and_every_cut_is_refused(channel, decode, message) -> None:  # type: ignore[no-untyped-def]
+    data = wire.frame(IDENTITY, channel, wire.encode_body(message))
+    for index in range(len(data)):
+        for bit in (1, 16, 128):
+            bad = bytearray(data)
+            bad[index] ^= bit
+            with pytest.raises(wire.FrameError):
+                wire.unframe(bytes(bad), CLUSTER, channel)
+        with pytest.raises(wire.FrameError):
+            wire.unframe(data[:index], CLUSTER, channel)
+    with pytest.raises(wire.FrameError, match="length"):
+        wire.unframe(data + b"x", CLUSTER, channel)
+
+
+def test_each_reason_is_named() -> None:
+    data = wire.frame(IDENTITY, wire.Channel.PEER, b"body")
+    cases = [
+        ("short", data[:79], CLUSTER, wire.Channel.PEER),
+        ("magic", b"XX" + data[2:], CLUSTER, wire.Channel.PEER),
+        ("version", data[:2] + b"\x09" + data[3:], CLUSTER, wire.Channel.PEER),
+        ("cluster", data, b"another-cluster!", wire.Channel.PEER),
+        ("channel", data, CLUSTER, wire.Channel.STREAM),
+        ("checksum", data[:-1] + b"!", CLUSTER, wire.Channel.PEER),
+    ]
+    for reason, bad, cluster, channel in cases:
+        with pytest.raises(wire.FrameError) as caught:
+            wire.unframe(bad, cluster, channel)
+        assert caught.value.reason == reason
+
+
+@given(some.binary(max_size=300))
+@settings(max_examples=500, deadline=None)
+def test_random_bytes_raise_nothing_but_frame_error(data: bytes) -> None:
+    decoders = (
+        wire.decode_peer,
+        wire.decode_stream,
+        wire.decode_request,
+        wire.decode_reply,
+        wire.decode_catchup,
+        wire.decode_records,
+    )
+    for decode in decoders:
+        try:
+            decode(data)
+        except wire.FrameError as error:
+            assert error.reason == "body"
+    with pytest.raises(wire.FrameError):
+        wire.unframe(data, CLUSTER, wire.Channel.PEER)
+    try:
+        wire.FrameBuffer(CLUSTER, wire.Channel.CLIENT).feed(data)
+    except wire.FrameError:
+        pass
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_mutated_bodies_decode_to_a_message_or_frame_error(seed: int) -> None:
+    """A right checksum over a wrong body: what an attacker inside, or a bug, would send."""
+    chance = random.Random(seed)
+    _, decode, message = MESSAGES[seed % len(MESSAGES)]
+    body = bytearray(wire.encode_body(message))
+    for _ in range(chance.randint(1, 4)):
+        body[chance.randrange(len(body))] = chance.randrange(256)
+    try:
+        decode(bytes(body))
+    except wire.FrameError as error:
+        assert error.reason == "body"
+
+
+def test_deep_nesting_is_a_frame_error() -> None:
+    with pytest.raises(wire.FrameError):
+        wire.decode_peer(b"\x91" * 100_000)
+
+
+@pytest.mark.parametrize("size", [0, 1, 1320, 1321, 5000, wire.PEER_UDP_BODY_BYTES_MAX])
+def test_fragments_fit_a_datagram_and_come_together_in_any_order(size: int) -> None:
+    body = random.Random(size).randbytes(size)
+    datagrams = wire.fragments(IDENTITY, wire.Channel.PEER, body, counter=100)
+    assert all(len(d) <= DATAGRAM_BYTES_MAX for d in datagrams)
+    assert len(datagrams) <= wire.PEER_DATAGRAMS_MAX
+    random.Random(1).shuffle(datagrams)
+    together = wire.Reassembler()
+    got = [together.add(wire.unframe(d, CLUSTER, wire.Channel.PEER)) for d in datagrams]
+    assert got[-1] == body and got[:-1] == [None] * (len(datagrams) - 1)
+
+
+def test_unfinished_messages_are_bounded() -> None:
+    together = wire.Reassembler(messages_max=4)
+    for number in range(100):
+        datagrams = wire.fragments(IDENTITY, wire.Channel.PEER, bytes(3000), counter=number * 10)
+        assert together.add(wire.unframe(datagrams[0], CLUSTER, wire.Channel.PEER)) is None
+    assert len(together._open) <= 4
+
+
+@pytest.mark.parametrize("step", [1, 7, 100, 4096])
+def test_a_byte_stream_is_cut_into_frames_however_it_arrives(step: int) -> None:
+    bodies = [random.Random(n).randbytes(n * 37) for n in range(20)]
+    stream = b"".join(wire.frame(IDENTITY, wire.Channel.CLIENT, body) for body in bodies)
+    buffer = wire.FrameBuffer(CLUSTER, wire.Channel.CLIENT)
+    got = [
+        frame.body
+        for start in range(0, len(stream), step)
+        for frame in buffer.feed(stream[start : start + step])
+    ]
+    assert got == bodies
+
+
+def test_a_stranger_cannot_make_the_buffer_grow() -> None:
+    buffer = wire.FrameBuffer(CLUSTER, wire.Channel.CLIENT, body_bytes_max=1000)
+    with pytest.raises(wire.FrameError, match="length"):
+        buffer.feed(wire.frame(IDENTITY, wire.Channel.CLIENT, bytes(1001))[:100])
