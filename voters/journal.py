@@ -717,7 +717,8 @@ class Disk:
         return found.f_bavail * found.f_frsize
 
 
-def _write_all(disk: Disk, fd: int, data: bytes, offset: int) -> None:
+def write_all(disk: Disk, fd: int, data: bytes, offset: int) -> None:
+    """Write all of ``data``; a short write is an ``OSError`` like any other failure."""
     written = disk.pwrite(fd, data, offset)
     if written != len(data):
         raise OSError(errno.EIO, f"short write: {written} of {len(data)} bytes")
@@ -766,7 +767,7 @@ def format_journal(
         data = write.data + encode_entry(identity, 1, tail.offset, Stop(0))
         fd = disk.create(directory / _FORMAT_NAME)
         try:
-            _write_all(disk, fd, data, 0)
+            write_all(disk, fd, data, 0)
             disk.fsync(fd)
         finally:
             disk.close(fd)
@@ -908,7 +909,7 @@ class Journal:
             self._identity, found.last.number + 1, state, found.last.last_slot, found.last.end
         )
         self._fd = self._allocate(write.number, paced=False)
-        _write_all(disk, self._fd, write.data, 0)
+        write_all(disk, self._fd, write.data, 0)
         disk.fsync(self._fd)
         self._before, self._tail = state, tail
         sizes = [(s.number, s.size_bytes, s.header.last_slot) for s in found.segments[:-1]]
@@ -1075,7 +1076,7 @@ class Journal:
             tail = self._tail
             assert tail is not None
             stop = encode_entry(self._identity, tail.number, tail.offset, Stop(tail.offset))
-            _write_all(self._disk, self._fd, stop, tail.offset)
+            write_all(self._disk, self._fd, stop, tail.offset)
             self._disk.fdatasync(self._fd)
         except BaseException as error:  # noqa: BLE001 - the loop raises it; no thread dies in silence
             self._fail(error)
@@ -1089,7 +1090,7 @@ class Journal:
             following = self._take_next(write.number)
             self._disk.close(self._fd)
             self._fd = following
-        _write_all(self._disk, self._fd, write.data, write.offset)
+        write_all(self._disk, self._fd, write.data, write.offset)
         self._disk.fdatasync(self._fd)
         if opened or tail.offset > self._segment_bytes:
             with self._changed:
@@ -1150,7 +1151,7 @@ class Journal:
             disk.reserve(fd, self._segment_bytes)
             for offset in range(0, self._segment_bytes, FILL_BYTES):
                 piece = bytes(min(FILL_BYTES, self._segment_bytes - offset))
-                _write_all(disk, fd, piece, offset)
+                write_all(disk, fd, piece, offset)
                 if paced:
                     disk.fdatasync(fd)
             disk.fsync(fd)
