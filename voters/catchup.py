@@ -1,0 +1,182 @@
+"""A voter that fell behind asks the archive of another: this module alone holds that conversation.
+
+One at a time: ``paxos`` says whom to ask and from which slot (:meth:`CatchUpClient.ask`); the
+answer comes back as an event (``Learn``, or ``CatchUpFailed`` when the voter is silent, sends us
+away or talks nonsense) or as a verified snapshot that is durable on disk.  A download that was cut
+off goes on at whichever voter is asked next, if that one offers the same bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from trex_core.cluster import ClusterConfig
+from trex_core.messages import (
+    AskOther,
+    CatchupEntries,
+    CatchupMessage,
+    CatchupRequest,
+    SnapshotChunk,
+    SnapshotOffer,
+    SnapshotRequest,
+)
+from trex_core.snapshot import Snapshot, SnapshotError
+from trex_core.state import CatchUpFailed, Event, Learn
+from trex_core.wire import (
+    Channel,
+    FrameBuffer,
+    FrameError,
+    Identity,
+    decode_catchup,
+    encode_body,
+    frame,
+)
+from voters.logs import log
+from voters.snapshots import Download, Snapshots
+
+ANSWER_S_MAX: Final = 5.0
+"""An archive that does not answer for this many seconds has failed."""
+CONNECT_S_MAX: Final = 2.0
+RECEIVE_BYTES: Final = 1 << 18
+
+
+class _Archive:
+    """A connection to the archive of one voter."""
+
+    def __init__(
+        self, voter: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, me: Identity
+    ) -> None:
+        self.voter = voter
+        self._reader = reader
+        self._writer = writer
+        self._me = me
+        self._buffer = FrameBuffer(me.cluster_id, Channel.CATCHUP)
+
+    async def ask(self, request: CatchupRequest | SnapshotRequest) -> CatchupMessage:
+        """One request, one answer. Raises ``OSError``, ``TimeoutError`` or :class:`FrameError`."""
+        async with asyncio.timeout(ANSWER_S_MAX):
+            self._writer.write(frame(self._me, Channel.CATCHUP, encode_body(request)))
+            await self._writer.drain()
+            while True:
+                data = await self._reader.read(RECEIVE_BYTES)
+                if not data:
+                    raise ConnectionResetError("the archive closed the connection")
+                for answer in self._buffer.feed(data):
+                    return decode_catchup(answer.body)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class CatchUpClient:
+    """Carries out what ``paxos`` asks for. ``learn`` and ``install`` take what came of it."""
+
+    def __init__(
+        self,
+        cluster: ClusterConfig,
+        identity: Identity,
+        snapshots: Snapshots,
+        learn: Callable[[Event], None],
+        install: Callable[[Snapshot], None],
+    ) -> None:
+        self._cluster = cluster
+        self._identity = identity
+        self._snapshots = snapshots
+        self._learn = learn
+        self._install = install
+        self._wanted: tuple[int, int] | None = None
+        self._asked = asyncio.Event()
+        self._archive: _Archive | None = None
+        self._download: Download | None = None
+
+    def ask(self, voter: int, first: int) -> None:
+        """Ask ``voter`` for entries from ``first``, once the question under way is answered."""
+        self._wanted = (voter, first)
+        self._asked.set()
+
+    async def run(self) -> None:
+        """Converse until cancelled."""
+        try:
+            while True:
+                await self._asked.wait()
+                self._asked.clear()
+                wanted, self._wanted = self._wanted, None
+                if wanted is not None:
+                    await self._converse(*wanted)
+        finally:
+            self._hang_up()
+            if self._download is not None:
+                self._download.abort()
+
+    def _hang_up(self) -> None:
+        if self._archive is not None:
+            self._archive.close()
+            self._archive = None
+
+    async def _converse(self, voter: int, first: int) -> None:
+        try:
+            archive = await self._connect(voter)
+            answer = await archive.ask(CatchupRequest(f"voter {self._identity.sender}", first))
+            match answer:
+                case CatchupEntries():
+                    self._learn(
+                        Learn(
+                            voter,
+                            answer.first,
+                            answer.chain_before,
+                            answer.values,
+                            answer.tip_slot,
+                        )
+                    )
+                case SnapshotOffer():
+                    snapshot = await self._fetch(archive, answer)
+                    self._install(snapshot)
+                case AskOther(reason=reason):
+                    raise SnapshotError(f"sent away: {reason}")
+                case _:
+                    raise FrameError("body")
+        except (OSError, TimeoutError, FrameError, SnapshotError) as error:
+            self._hang_up()
+            log(logging.WARNING, "voter.catchup.failed", peer=voter, first=first, why=str(error))
+            self._learn(CatchUpFailed(voter))
+
+    async def _connect(self, voter: int) -> _Archive:
+        if self._archive is not None and self._archive.voter == voter:
+            return self._archive
+        self._hang_up()
+        entry = self._cluster.voter(voter)
+        async with asyncio.timeout(CONNECT_S_MAX):
+            reader, writer = await asyncio.open_connection(entry.host, entry.archive_port)
+        self._archive = _Archive(voter, reader, writer, self._identity)
+        return self._archive
+
+    async def _fetch(self, archive: _Archive, offer: SnapshotOffer) -> Snapshot:
+        """Download the snapshot offered, going on where an earlier download of it stopped."""
+        download = self._download
+        if download is None or download.offer != offer:
+            if download is not None:
+                download.abort()
+            log(
+                logging.INFO,
+                "voter.snapshot.offered",
+                peer=archive.voter,
+                slot=offer.slot,
+                size_bytes=offer.size_bytes,
+            )
+            download = self._download = self._snapshots.download(offer)
+        while download.offset < offer.size_bytes:
+            chunk = await archive.ask(SnapshotRequest(offer.slot, download.offset))
+            if not isinstance(chunk, SnapshotChunk):
+                raise SnapshotError("the archive does not hold the snapshot any more")
+            if (chunk.slot, chunk.offset) != (offer.slot, download.offset) or not chunk.data:
+                raise SnapshotError("the archive sent another piece than was asked for")
+            try:
+                await asyncio.to_thread(download.add, chunk.data)
+            except SnapshotError:
+                self._download = None
+                raise
+        self._download = None
+        return await asyncio.to_thread(download.finish)

@@ -1,0 +1,200 @@
+"""Clients' TCP connections: this module alone holds what clients asked and is not yet taken up.
+
+It decodes requests into two queues (commands to be proposed, and all others), slows down readers
+instead of refusing while the queues are full, and writes the replies of one turn of the voter in
+one go per connection.  What a request means is ``server``'s business.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from trex_core.cluster import VoterEntry
+from trex_core.messages import (
+    COMMAND_BYTES_MAX,
+    VALUE_BYTES_MAX,
+    ClientReply,
+    ClientRequest,
+    Refusal,
+    RefusalReason,
+    Submit,
+)
+from trex_core.wire import (
+    Channel,
+    Frame,
+    FrameError,
+    Identity,
+    decode_request,
+    encode_body,
+    frame,
+)
+from voters.frames import Count, FrameConnection, FrameServer
+
+CONNECTIONS_MAX: Final = 2048
+"""Most client connections of one voter."""
+REQUEST_BODY_BYTES_MAX: Final = 2 * VALUE_BYTES_MAX
+"""A larger request closes its connection; one above COMMAND_BYTES_MAX is refused in words."""
+INBOX_REQUESTS_MAX: Final = 8192
+"""With more requests waiting, no more is read from the connections that bring them."""
+INBOX_BYTES_MAX: Final = 16 << 20
+"""The same in bytes of commands."""
+INBOX_REQUESTS_BUSY: Final = 8 * INBOX_REQUESTS_MAX
+"""Above this many waiting requests further ones are refused as busy. (Reading stops far below;
+what arrives in between was already in the buffers of many connections.)"""
+WRITE_BYTES_MAX: Final = 8 << 20
+"""A connection with more bytes of replies unread is dropped."""
+
+
+class Client(FrameConnection):
+    """One client's connection."""
+
+    server: Gateway
+
+    def __init__(self, server: Gateway) -> None:
+        super().__init__(server)
+        self._replies: list[bytes] = []
+        self._paused = False
+
+    def on_frame(self, frame: Frame) -> None:
+        if frame.parts != 1:
+            raise FrameError("part")
+        try:
+            request = decode_request(frame.body)
+        except FrameError:
+            self.reply(
+                Refusal(0, RefusalReason.MALFORMED, 0, "not a request this voter understands")
+            )
+            self.flush()
+            raise
+        self.server.take_in(self, request)
+
+    def reply(self, message: ClientReply) -> None:
+        """Queue a reply; it leaves at the gateway's next flush."""
+        if not self.open:
+            return
+        if not self._replies:
+            self.server.dirty.append(self)
+        self._replies.append(frame(self.server.identity, Channel.CLIENT, encode_body(message)))
+
+    def flush(self) -> None:
+        """Write what was queued."""
+        data = self._replies[0] if len(self._replies) == 1 else b"".join(self._replies)
+        self._replies.clear()
+        self.write(data)
+
+    def hold(self) -> None:
+        """Read no more from this client for now."""
+        if not self._paused and self.open:
+            self._paused = True
+            self.transport.pause_reading()
+            self.server.held.append(self)
+
+    def release(self) -> None:
+        """Read again."""
+        self._paused = False
+        if self.open:
+            self.transport.resume_reading()
+
+
+class Gateway(FrameServer):
+    """The server of clients' connections. ``on_input`` is called when a request came."""
+
+    def __init__(
+        self, identity: Identity, entry: VoterEntry, count: Count, on_input: Callable[[], None]
+    ) -> None:
+        super().__init__(
+            "client",
+            identity.cluster_id,
+            Channel.CLIENT,
+            count,
+            connections_max=CONNECTIONS_MAX,
+            body_bytes_max=REQUEST_BODY_BYTES_MAX,
+            write_bytes_max=WRITE_BYTES_MAX,
+        )
+        self.identity = identity
+        self.submits: deque[tuple[Client, Submit]] = deque()
+        """Commands to be proposed, in the order they came."""
+        self.others: deque[tuple[Client, ClientRequest]] = deque()
+        """All other requests."""
+        self.dirty: list[Client] = []
+        self.held: list[Client] = []
+        self._entry = entry
+        self._on_input = on_input
+        self._bytes = 0
+
+    @classmethod
+    async def open(
+        cls, identity: Identity, entry: VoterEntry, count: Count, on_input: Callable[[], None]
+    ) -> Gateway:
+        """Bind and listen. Raises ``StartError`` naming the port and its key."""
+        self = cls(identity, entry, count, on_input)
+        key = f"voters: client_port of voter {entry.id}"
+        await self.listen(entry.host, entry.client_port, key)
+        return self
+
+    def connection(self) -> FrameConnection:
+        return Client(self)
+
+    def take_in(self, client: Client, request: ClientRequest) -> None:
+        """Queue a request, or answer it here if it can never be proposed."""
+        waiting = len(self.submits) + len(self.others)
+        if waiting >= INBOX_REQUESTS_BUSY:
+            self.count("client.busy")
+            client.reply(Refusal(request.id, RefusalReason.BUSY, 0, "too many requests wait here"))
+        elif isinstance(request, Submit):
+            size = len(request.command)
+            if size > COMMAND_BYTES_MAX:
+                self.count("client.too_large")
+                detail = f"the command has {size} bytes; the limit is {COMMAND_BYTES_MAX}"
+                client.reply(Refusal(request.id, RefusalReason.TOO_LARGE, 0, detail))
+            else:
+                self.submits.append((client, request))
+                self._bytes += size
+        else:
+            self.others.append((client, request))
+        if waiting >= INBOX_REQUESTS_MAX or self._bytes >= INBOX_BYTES_MAX:
+            client.hold()
+        self._on_input()
+
+    def take_submits(self, slots_max: int, bytes_max: int) -> list[tuple[Client, Submit]]:
+        """The oldest waiting commands, as many as fit both bounds."""
+        taken: list[tuple[Client, Submit]] = []
+        submits = self.submits
+        while submits and len(taken) < slots_max:
+            size = len(submits[0][1].command)
+            if size > bytes_max:
+                break
+            bytes_max -= size
+            self._bytes -= size
+            taken.append(submits.popleft())
+        return taken
+
+    def take_all_submits(self) -> list[tuple[Client, Submit]]:
+        """All waiting commands, to be refused."""
+        taken = list(self.submits)
+        self.submits.clear()
+        self._bytes = 0
+        return taken
+
+    def take_others(self) -> list[tuple[Client, ClientRequest]]:
+        """All other waiting requests."""
+        taken = list(self.others)
+        self.others.clear()
+        return taken
+
+    def flush(self) -> None:
+        """Write all queued replies, and let held clients speak again once there is room."""
+        if self.dirty:
+            dirty, self.dirty = self.dirty, []
+            for client in dirty:
+                client.flush()
+        if (
+            self.held
+            and len(self.submits) + len(self.others) < INBOX_REQUESTS_MAX // 2
+            and self._bytes < INBOX_BYTES_MAX // 2
+        ):
+            held, self.held = self.held, []
+            for client in held:
+                client.release()

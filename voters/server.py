@@ -1,0 +1,1055 @@
+"""The voter: one loop that alone owns the :class:`State` and does what ``paxos.step`` asks for.
+
+A *turn* is synchronous and is run whenever something came: datagrams, a finished sync, clients'
+requests, a tick.  It drains what came (within bounds), folds ``step`` over it, each step checked
+by ``invariants.check_step`` before any of its effects leave, and then, in this order:
+
+1. what needs no disk is sent at once; records join the journal's next batch;
+2. votes wait for the sync of that batch, in the journal's thread, while this loop goes on; a vote
+   for oneself becomes an event of the turn that sees the sync done;
+3. fixed runs are applied, published to the stream, and answered to the clients that wait.
+
+A linearizable read, or a lease renewal, is answered once a heartbeat round begun after its arrival
+is acknowledged by an accept quorum, everything recovered by this leadership is fixed, and what was
+fixed at its arrival is applied.
+
+Nothing here decides anything of the protocol.  What must never be swallowed (a broken invariant, a
+failed disk, a fenced journal, a newer feature level) ends the voter with :class:`VoterFailedError`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+from typing import Final, TypeAlias
+
+import anyio
+import msgspec
+
+from trex_core.cluster import ClusterConfig
+from trex_core.invariants import InvariantViolation, check_step
+from trex_core.machine import Machine, QueryFailed, TooOld
+from trex_core.messages import (
+    NO_BALLOT,
+    VOTES,
+    Accepted,
+    Answer,
+    Ballot,
+    CatchUp,
+    HandOverRequest,
+    Kind,
+    Outcome,
+    PeerView,
+    Query,
+    Refusal,
+    RefusalReason,
+    Renew,
+    SessionQuery,
+    SnapshotNow,
+    Status,
+    StatusRequest,
+    Submit,
+    Value,
+    VoterDigest,
+    encode_value,
+)
+from trex_core.metadata.commands import LeaseExpire, encode_command
+from trex_core.metadata.state import MetadataMachine
+from trex_core.paxos import room, step
+from trex_core.quorum import Tally
+from trex_core.snapshot import Snapshot
+from trex_core.state import (
+    Beat,
+    Candidate,
+    Config,
+    DiskRoom,
+    Event,
+    FixedRun,
+    Install,
+    Leader,
+    Polling,
+    Propose,
+    Receive,
+    Record,
+    Send,
+    StartHandOver,
+    State,
+    Tick,
+    first_state,
+)
+from trex_core.wire import Identity, encode_body
+from voters.catchup import CatchUpClient
+from voters.config import StartError, VoterFailedError, VoterPaths
+from voters.gateway import Client, Gateway
+from voters.journal import Journal, JournalError, JournalFailedError
+from voters.leases import LeaseClock
+from voters.logs import LOG, log
+from voters.publisher import Publisher
+from voters.replica import Capture, Replica
+from voters.snapshots import Snapshots
+from voters.transport import Transport
+
+DATAGRAMS_PER_TURN: Final = 512
+"""Most datagrams of peers taken in one turn."""
+REPAIRS_PER_TURN: Final = 16
+"""Most datagrams of listeners looked at in one turn."""
+READS_MAX: Final = 8192
+"""Most reads and renewals waiting for a heartbeat round; further ones are refused as busy."""
+ROUNDS_IN_FLIGHT_MAX: Final = 2
+"""Most heartbeat rounds begun for reads and not yet acknowledged; later reads share the next."""
+EXPIRIES_PER_TURN: Final = 64
+"""Most leases proposed for expiry at once."""
+ROOM_ACK_HEARTBEATS: Final = 4
+"""A voter whose newest answer is older than this many heartbeats is not counted as having room."""
+LEADER_TIP_MS: Final = 80
+"""How often a leader multicasts its tip, in milliseconds (guaranteed: 100)."""
+VOTER_TIP_MS: Final = 900
+"""How often any other voter does (guaranteed: 1000)."""
+PUMP_AGAIN_S: Final = 0.001
+"""When a burst of the stream, or capped repairs, is continued."""
+HAND_OVER_S: Final = 2.0
+"""How long a stopping leader waits for its successor, in seconds."""
+NO_QUORUM_ATTEMPTS: Final = 3
+"""After this many failed elections a voter says "no quorum" rather than "not the leader"."""
+CAPTURES_MAX: Final = 4
+"""Most captured states waiting to be written as snapshots; the oldest are skipped."""
+RECOVERY_PAUSE_S: Final = 0.05
+"""While recovering, other tasks of the loop get their turn this often."""
+
+Reply: TypeAlias = Callable[[bool, str], None]
+
+
+def product_version() -> str:
+    """The version of this distribution."""
+    try:
+        return version("trex-paxos")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+class HaltedError(Exception):
+    """The algorithm says that this voter must stop (``State.halted``)."""
+
+
+class _Read(msgspec.Struct):
+    """A request that waits for a heartbeat round begun after ``after_beat`` and for ``applied``."""
+
+    client: Client
+    request: Query | SessionQuery | Renew
+    after_beat: int
+    applied: int
+    alive: tuple[int, ...] = ()
+
+
+def role_name(state: State) -> str:
+    """The role in one word, as in ``VoterDigest.role``."""
+    return type(state.role).__name__.lower()
+
+
+def difference(before: State, after: State) -> dict[str, object] | None:
+    """What an operator must know of the way from one state to another: role, ballot, leader and
+    why; None if nothing of it changed."""
+    role, was = after.role, before.role
+    if type(role) is type(was) and after.leader == before.leader:
+        if not (isinstance(role, Leader | Candidate) and role.ballot != was.ballot):  # type: ignore[union-attr]
+            return None
+    match role:
+        case Leader(ballot=ballot):
+            why = "a quorum promised"
+        case Candidate(ballot=ballot):
+            why = "no other voter hears a leader"
+        case Polling():
+            ballot, why = after.promised, "no leader heard for an election timeout"
+        case _:
+            ballot = after.leader
+            if isinstance(was, Leader) and after.promised <= was.ballot:
+                why = "no accept quorum heard for an election timeout"
+            elif isinstance(was, Leader | Candidate) and after.promised > was.ballot:
+                why = f"ballot {after.promised} is higher"
+            elif after.leader != NO_BALLOT:
+                why = f"voter {after.leader.voter} leads"
+            else:
+                why = f"promised ballot {after.promised}"
+    return {
+        "role": role_name(after),
+        "was": role_name(before),
+        "ballot": str(ballot),
+        "leader": after.leader.voter,
+        "fixed": after.fixed,
+        "why": why,
+    }
+
+
+class Voter:
+    """A running voter. Made by :func:`open_voter`; everything happens on its event loop."""
+
+    def __init__(
+        self,
+        cluster: ClusterConfig,
+        config: Config,
+        state: State,
+        journal: Journal,
+        replica: Replica,
+        snapshots: Snapshots,
+        snapshot_slot: int,
+    ) -> None:
+        self.cluster: Final = cluster
+        self.config: Final = config
+        self.identity: Final = journal.identity
+        self.state: State = state
+        self.replica: Final = replica
+        self.counters: dict[str, int] = {}
+        self.failure: VoterFailedError | None = None
+        self.on_failure: Callable[[], None] = lambda: None
+        self._loop = asyncio.get_running_loop()
+        self._journal = journal
+        self._snapshots = snapshots
+        self._me = config.voter
+        self._timing = cluster.timing
+        self._tick_s = cluster.timing.tick_ms / 1000
+        self._started_s = time.monotonic()
+        self._version = product_version()
+        # one turn
+        self._running = False
+        self._scheduled = False
+        self._synced_ready = False
+        self._tick_due = False
+        self._events: deque[Event] = deque()
+        self._records: list[Record] = []
+        self._fixed: list[FixedRun] = []
+        self._votes: list[Send] = []
+        # across turns
+        self._held: deque[tuple[int, list[Send]]] = deque()
+        self._synced = 0
+        self._dirty = False
+        self._pending: dict[int, tuple[Client, int, bytes]] = {}
+        self._leading: Ballot = NO_BALLOT
+        self._barrier = 0
+        self._reads: deque[_Read] = deque()
+        self._leases: LeaseClock | None = None
+        self._lease_round = 0
+        self._reconcile_ms = 0
+        self._handovers: list[Reply] = []
+        self._handover_until = 0
+        self._reported = state
+        self._installed: deque[Snapshot] = deque()
+        self._captures: deque[tuple[Capture, list[Reply]]] = deque()
+        self._snapshot_now: list[Reply] = []
+        self._snapshot_slot = snapshot_slot
+        self._snapshotting = False
+        self._free_bytes = 0
+        self._heard_s: dict[int, float] = {}
+        self._tick_timer: asyncio.TimerHandle | None = None
+        self._pump_timer: asyncio.TimerHandle | None = None
+        self._next_tick_s = 0.0
+        self._next_second_s = 0.0
+        self._next_tip_s = 0.0
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # --- life -------------------------------------------------------------------------------
+
+    async def _open(self) -> None:
+        """Bind all ports. Raises :class:`StartError`."""
+        stream = self.cluster.stream
+        entry = self.cluster.voter(self._me)
+        self._catchup = CatchUpClient(
+            self.cluster, self.identity, self._snapshots, self.inject, self.install
+        )
+        self._transport = await Transport.open(
+            self.identity, self.cluster, self.count, self._schedule
+        )
+        self._publisher = Publisher(
+            self._transport.publish,
+            self.count,
+            stream.repair_bytes_per_s_max,
+            stream.burst_datagrams,
+        )
+        self._publisher.reset(self.state.fixed, self.state.chain)
+        self._gateway = await Gateway.open(self.identity, entry, self.count, self._schedule)
+
+    def _run(self) -> None:
+        self._loop.add_reader(self._journal.wakeup_fd, self._on_synced)
+        self._tasks.append(self._loop.create_task(self._catchup.run()))
+        self._running = True
+        self._next_tick_s = self._loop.time()
+        self._on_tick()
+
+    async def aclose(self) -> None:
+        """Stop: replies are flushed, the journal gets its stop record, all sockets are closed."""
+        self._running = False
+        for timer in (self._tick_timer, self._pump_timer):
+            if timer is not None:
+                timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if hasattr(self, "_gateway"):
+            self._gateway.flush()
+            await self._gateway.aclose()
+        if hasattr(self, "_transport"):
+            await self._transport.aclose()
+        self._loop.remove_reader(self._journal.wakeup_fd)
+        try:
+            if self.failure is None:
+                self._journal.append(self._records)
+                self._journal.submit(self.state)
+            await asyncio.to_thread(self._journal.close)
+        except JournalFailedError as error:
+            if self.failure is None:
+                self.failure = VoterFailedError(str(error))
+
+    def _fail(self, why: str, error: BaseException | None = None) -> None:
+        """End this voter: nothing more is sent, written, or answered."""
+        if self.failure is not None:
+            return
+        self._running = False
+        self.failure = VoterFailedError(why)
+        self.failure.__cause__ = error
+        log(logging.ERROR, "voter.run.failed", voter=self._me, why=why)
+        self.on_failure()
+
+    def count(self, name: str) -> None:
+        """Count one occurrence of a named thing (see ``Status.counters``)."""
+        self.counters[name] = self.counters.get(name, 0) + 1
+
+    # --- what wakes the loop ----------------------------------------------------------------
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self.turn)
+
+    def _on_synced(self) -> None:
+        self._synced_ready = True
+        self.turn()
+
+    def _on_tick(self) -> None:
+        now = self._loop.time()
+        self._next_tick_s += self._tick_s
+        if self._next_tick_s <= now:  # time that was slept through does not count
+            self._next_tick_s = now + self._tick_s
+            self.count("loop.late_tick")
+        self._tick_timer = self._loop.call_at(self._next_tick_s, self._on_tick)
+        self._tick_due = True
+        self.turn()
+
+    def inject(self, event: Event) -> None:
+        """Hand in an event from a task of this loop."""
+        self._events.append(event)
+        self._schedule()
+
+    def install(self, snapshot: Snapshot) -> None:
+        """Hand in a snapshot that is durable on disk and verified."""
+        self._installed.append(snapshot)
+        self._schedule()
+
+    # --- the turn ---------------------------------------------------------------------------
+
+    def turn(self) -> None:
+        """Drain, fold, act. Ends the voter when something must not be survived."""
+        self._scheduled = False
+        if not self._running:
+            return
+        try:
+            self._turn()
+        except InvariantViolation as error:
+            self._fail(f"a rule of the protocol was broken: {error}", error)
+        except (JournalFailedError, TooOld, HaltedError) as error:
+            self._fail(str(error), error)
+        except Exception as error:
+            LOG.exception("voter.turn.raised")
+            self._fail(f"unexpected {type(error).__name__}: {error}", error)
+
+    def _turn(self) -> None:
+        now_s = self._loop.time()
+        if self._synced_ready:
+            self._synced_ready = False
+            self._release(self._journal.completed())
+        for event in self._transport.drain(DATAGRAMS_PER_TURN):
+            self._heard_s[event.sender] = now_s
+            self._events.append(event)
+        ticked, self._tick_due = self._tick_due, False
+        if ticked:
+            self._events.append(Tick())
+        self._fold_all()
+        if self._installed:
+            self._install_all()
+        self._note_leadership()
+        if self._gateway.others:
+            self._take_requests()
+        if self._reads:
+            self._begin_round()
+        self._propose(now_s)
+        self._write(ticked)
+        self._apply()
+        self._note_leadership()
+        if self._reads:
+            self._answer_reads()
+        if self._handovers:
+            self._answer_handovers()
+        if self._captures or self._snapshot_now:
+            self._start_snapshot()
+        self._publish(now_s)
+        self._gateway.flush()
+        self._report()
+        if now_s >= self._next_second_s:
+            self._next_second_s = now_s + 1.0
+            self._each_second()
+        if self._events:
+            self._schedule()
+
+    def _fold_all(self) -> None:
+        while self._events:
+            self._fold(self._events.popleft())
+
+    def _fold(self, event: Event) -> None:
+        before = self.state
+        after, effects = step(self.config, before, event)
+        check_step(self.config, before, event, after, effects)
+        if after.halted:
+            raise HaltedError(after.halted)
+        self.state = after
+        if effects.records:
+            self._records.extend(effects.records)
+        if effects.fixed:
+            self._fixed.extend(effects.fixed)
+        for send in effects.sends:
+            message = send.message
+            if isinstance(message, VOTES):
+                self._hold(send)
+            elif isinstance(message, CatchUp):
+                self._catchup.ask(send.to, message.first)
+            elif send.to == self._me:
+                self._events.append(self._to_myself(send))
+            else:
+                self._transport.send(send.to, message)
+
+    def _to_myself(self, send: Send) -> Receive:
+        return Receive(self._me, self.identity.incarnation, self.identity.boot, send.message)
+
+    def _hold(self, send: Send) -> None:
+        """Keep a vote until its records are synced. Votes for adjacent runs become one."""
+        message = send.message
+        if self._votes and isinstance(message, Accepted):
+            last = self._votes[-1]
+            held = last.message
+            if (
+                last.to == send.to
+                and isinstance(held, Accepted)
+                and held.ballot == message.ballot
+                and held.last + 1 == message.first
+            ):
+                merged = Accepted(held.ballot, held.first, message.last)
+                self._votes[-1] = Send(send.to, merged)
+                return
+        self._votes.append(send)
+
+    def _write(self, ticked: bool) -> None:
+        """Hand records to the journal if a vote waits for them; others may wait for a tick."""
+        if self._records:
+            self._journal.append(self._records)
+            self._records = []
+            self._dirty = True
+        if not self._votes and not (self._dirty and ticked):
+            return
+        batch = self._journal.submit(self.state)
+        self._dirty = False
+        if self._votes:
+            self._held.append((batch, self._votes))
+            self._votes = []
+            if batch <= self._synced:
+                self._release(self._synced)
+
+    def _release(self, synced: int) -> None:
+        """All batches up to ``synced`` are on disk: their votes may leave."""
+        self._synced = synced
+        while self._held and self._held[0][0] <= synced:
+            for send in self._held.popleft()[1]:
+                if send.to == self._me:
+                    self._events.append(self._to_myself(send))
+                else:
+                    self._transport.send(send.to, send.message)
+
+    # --- what is fixed ----------------------------------------------------------------------
+
+    def _apply(self) -> None:
+        """Apply what was fixed, answer who waits for it, hand it to the publisher."""
+        if not self._fixed:
+            return
+        runs, self._fixed = self._fixed, []
+        pending = self._pending
+        every = self.cluster.journal.snapshot_slots
+        leading = isinstance(self.state.role, Leader)
+        ballot = self.state.role.ballot if isinstance(self.state.role, Leader) else NO_BALLOT
+        for run in runs:
+            for slot, value, delivered in self.replica.apply(run):
+                if pending and (waiting := pending.pop(slot, None)) is not None:
+                    client, request_id, mine = waiting
+                    if delivered is not None and mine == value:
+                        client.reply(
+                            Outcome(request_id, delivered.slot, delivered.status, delivered.body)
+                        )
+                    else:
+                        self._refuse(client, request_id, RefusalReason.LEADERSHIP_LOST)
+                if slot % every == 0 and self.state.genesis is not None:
+                    self._captures.append((self.replica.capture(self.state.genesis), []))
+            self._publisher.fixed(run, ballot, leading)
+
+    def _install_all(self) -> None:
+        """Replace the applied state by a downloaded snapshot, if it is still ahead."""
+        self._apply()
+        while self._installed:
+            snapshot = self._installed.popleft()
+            if snapshot.slot <= self.state.fixed:
+                continue
+            self._fold(Install(snapshot.slot, snapshot.chain, snapshot.genesis))
+            self.replica.restore(snapshot)
+            self._publisher.reset(snapshot.slot, snapshot.chain)
+            self._snapshot_slot = max(self._snapshot_slot, snapshot.slot)
+            log(logging.INFO, "voter.snapshot.installed", voter=self._me, slot=snapshot.slot)
+            self._fold_all()
+
+    # --- leadership -------------------------------------------------------------------------
+
+    def _note_leadership(self) -> None:
+        role = self.state.role
+        ballot = role.ballot if isinstance(role, Leader) else NO_BALLOT
+        if ballot == self._leading:
+            return
+        if self._leading != NO_BALLOT:
+            self._apply()
+            for client, request_id, _ in self._pending.values():
+                self._refuse(client, request_id, RefusalReason.LEADERSHIP_LOST)
+            self._pending.clear()
+            for read in self._reads:
+                self._refuse(read.client, read.request.id, RefusalReason.NOT_LEADER)
+            self._reads.clear()
+            self._leases = None
+            self._lease_round = 0
+        self._leading = ballot
+        if isinstance(role, Leader):
+            # What this leadership recovered must be fixed before it may answer a read.
+            self._barrier = role.next_slot - 1
+
+    def _refuse(self, client: Client, request_id: int, reason: int, detail: str = "") -> None:
+        leader = self.state.leader.voter
+        if not detail and leader and leader != self._me:
+            entry = self.cluster.voter(leader)
+            detail = f"{entry.host}:{entry.client_port}"
+        client.reply(Refusal(request_id, reason, leader, detail))
+
+    def _propose(self, now_s: float) -> None:
+        """Propose what clients submitted, and the expiry of leases, as the window allows."""
+        role = self.state.role
+        gateway = self._gateway
+        if not isinstance(role, Leader):
+            if gateway.submits:
+                attempts = self.state.attempt
+                reason = (
+                    RefusalReason.NO_QUORUM
+                    if attempts >= NO_QUORUM_ATTEMPTS
+                    else RefusalReason.NOT_LEADER
+                )
+                self._refuse_submits(reason)
+            return
+        expired = self._expired_leases(role, now_s)
+        if not gateway.submits and not expired:
+            return
+        slots, size = room(self.state)
+        if not self._quorum_has_room(role):
+            self._refuse_submits(RefusalReason.DISK_FULL, "too few voters have room on their disks")
+            slots = 0
+        if slots == 0:
+            if expired and self._leases is not None:
+                self._leases.give_up(expired)
+            return
+        values: list[bytes] = []
+        waiting: list[tuple[Client, int]] = []
+        time_ms = time.time_ns() // 1_000_000
+        expired_now = expired[:slots]
+        for lease in expired_now:
+            command = encode_command(LeaseExpire(lease))
+            values.append(encode_value(Value(Kind.ENGINE, role.ballot, time_ms, command=command)))
+        for client, submit in gateway.take_submits(slots - len(values), size):
+            if not client.open:
+                continue  # never proposed: who asked is gone, and will ask again elsewhere
+            if submit.kind not in (Kind.COMMAND, Kind.SKIP, Kind.OPEN, Kind.CLOSE):
+                detail = f"kind {submit.kind} cannot be submitted"
+                self._refuse(client, submit.id, RefusalReason.MALFORMED, detail)
+                continue
+            value = Value(
+                submit.kind,
+                role.ballot,
+                time_ms,
+                submit.session,
+                submit.sequence,
+                submit.unanswered,
+                submit.command,
+            )
+            values.append(encode_value(value))
+            waiting.append((client, submit.id))
+        if not values:
+            return
+        self._fold(Propose(tuple(values)))
+        after = self.state.role
+        assert isinstance(after, Leader) and after.next_slot == role.next_slot + len(values), (
+            "a leader with room proposes"
+        )
+        first = after.next_slot - len(waiting)
+        for slot, (client, request_id) in enumerate(waiting, first):
+            self._pending[slot] = (client, request_id, values[slot - role.next_slot])
+        if expired_now != expired and self._leases is not None:
+            self._leases.give_up(expired[len(expired_now) :])
+
+    def _refuse_submits(self, reason: int, detail: str = "") -> None:
+        for client, submit in self._gateway.take_all_submits():
+            self._refuse(client, submit.id, reason, detail)
+
+    def _quorum_has_room(self, role: Leader) -> bool:
+        if self.state.has_room and all(ack.has_room for ack in role.acks):
+            return True
+        fresh = self.state.tick - ROOM_ACK_HEARTBEATS * self.config.heartbeat_ticks
+        yes = [ack.voter for ack in role.acks if ack.has_room and ack.tick >= fresh]
+        if self.state.has_room:
+            yes.append(self._me)
+        return self.config.quorums.accept(yes) is Tally.WIN
+
+    # --- reads and leases -------------------------------------------------------------------
+
+    def _take_requests(self) -> None:
+        for client, request in self._gateway.take_others():
+            match request:
+                case StatusRequest():
+                    client.reply(self.status(request.id))
+                case Query(linearizable=False):
+                    self._answer_query(client, request)
+                case Query() | SessionQuery() | Renew():
+                    self._take_read(client, request)
+                case HandOverRequest():
+                    self._take_hand_over(client, request)
+                case SnapshotNow():
+                    self._snapshot_now.append(self._answering(client, request.id))
+                case Submit():
+                    raise AssertionError("commands have their own queue")
+
+    def _take_read(self, client: Client, request: Query | SessionQuery | Renew) -> None:
+        role = self.state.role
+        if not isinstance(role, Leader):
+            self._refuse(client, request.id, RefusalReason.NOT_LEADER)
+            return
+        if len(self._reads) >= READS_MAX:
+            self._refuse(client, request.id, RefusalReason.BUSY, "too many reads wait here")
+            return
+        alive: tuple[int, ...] = ()
+        if isinstance(request, Renew):
+            times_ms = self.replica.lease_times_ms()
+            if times_ms is None:
+                self._refuse(
+                    client, request.id, RefusalReason.MALFORMED, "this machine has no leases"
+                )
+                return
+            if self._leases is None:
+                alive = tuple(lease for lease in request.leases if lease in times_ms)
+            else:
+                alive = self._leases.renew(request.leases, times_ms)
+        self._reads.append(
+            _Read(client, request, role.beat, max(self.state.fixed, self._barrier), alive)
+        )
+
+    def _begin_round(self) -> None:
+        """Start a heartbeat round if some read came after the newest one began."""
+        role = self.state.role
+        if (
+            isinstance(role, Leader)
+            and self._reads[-1].after_beat == role.beat
+            and role.beat - role.beat_acked < ROUNDS_IN_FLIGHT_MAX
+        ):
+            self._fold(Beat())
+            self._fold_all()
+
+    def _answer_reads(self) -> None:
+        role = self.state.role
+        if not isinstance(role, Leader):
+            return
+        while self._reads:
+            read = self._reads[0]
+            if role.beat_acked <= read.after_beat or self.replica.applied < read.applied:
+                return
+            self._reads.popleft()
+            match read.request:
+                case Query():
+                    self._answer_query(read.client, read.request)
+                case SessionQuery(id=request_id, session=session):
+                    body = self.replica.next_sequence(session)
+                    read.client.reply(Answer(request_id, self.replica.applied, body))
+                case Renew(id=request_id):
+                    body = encode_body(read.alive)
+                    read.client.reply(Answer(request_id, self.replica.applied, body))
+
+    def _answer_query(self, client: Client, request: Query) -> None:
+        try:
+            body = self.replica.query(request.query)
+        except QueryFailed as error:
+            detail = f"the state machine raised {error}"
+            self._refuse(client, request.id, RefusalReason.MALFORMED, detail)
+            return
+        client.reply(Answer(request.id, self.replica.applied, body))
+
+    def _expired_leases(self, role: Leader, now_s: float) -> tuple[int, ...]:
+        """Advance the lease clock; the leases that are to be expired now."""
+        if role.beat_acked == self._lease_round or self.replica.applied < self._barrier:
+            return ()
+        times_ms = self.replica.lease_times_ms()
+        if times_ms is None:
+            return ()
+        now_ms = int(now_s * 1000)
+        heartbeat_ms = self._timing.heartbeat_ticks * self._timing.tick_ms
+        if self._leases is None:
+            self._leases = LeaseClock(heartbeat_ms, times_ms, now_ms)
+            self._reconcile_ms = now_ms
+        elif now_ms - self._reconcile_ms >= heartbeat_ms:  # later is longer, hence safe
+            self._leases.reconcile(times_ms)
+            self._reconcile_ms = now_ms
+        self._lease_round = role.beat_acked
+        self._leases.advance(now_ms, role.beat_acked)
+        return self._leases.expire(EXPIRIES_PER_TURN)
+
+    # --- administration ---------------------------------------------------------------------
+
+    def _answering(self, client: Client, request_id: int) -> Reply:
+        def reply(done: bool, detail: str) -> None:
+            if done:
+                body = encode_body(detail)
+                client.reply(Answer(request_id, self.replica.applied, body))
+            else:
+                self._refuse(client, request_id, RefusalReason.MALFORMED, detail)
+
+        return reply
+
+    def _take_hand_over(self, client: Client, request: HandOverRequest) -> None:
+        if not isinstance(self.state.role, Leader):
+            self._refuse(client, request.id, RefusalReason.NOT_LEADER)
+            return
+        if request.to and (request.to == self._me or request.to not in self.config.voters):
+            detail = f"voter {request.to} cannot take over from voter {self._me}"
+            self._refuse(client, request.id, RefusalReason.MALFORMED, detail)
+            return
+        self._start_hand_over(request.to, self._answering(client, request.id))
+
+    def _start_hand_over(self, to: int, reply: Reply) -> None:
+        self._fold(StartHandOver(to))
+        self._fold_all()
+        self._handover_until = self.state.tick + 2 * self.config.election_ticks_max
+        self._handovers.append(reply)
+
+    def _answer_handovers(self) -> None:
+        role = self.state.role
+        if isinstance(role, Leader) and role.handover is not None:
+            return
+        gone = not isinstance(role, Leader)
+        if gone and self.state.leader == NO_BALLOT and self.state.tick < self._handover_until:
+            return  # somebody is standing: tell who leads, once that is known
+        waiting, self._handovers = self._handovers, []
+        leader = self.state.leader.voter
+        for reply in waiting:
+            if gone:
+                reply(True, str(leader))
+            else:
+                reply(False, "no other voter took over within an election timeout")
+
+    async def hand_over(self, deadline_s: float = HAND_OVER_S) -> bool:
+        """Hand leadership to the most up to date voter. True when this voter does not lead any
+        more, or never did; False when nobody took over in time."""
+        if not self._running or not isinstance(self.state.role, Leader):
+            return True
+        if len(self.config.voters) == 1:
+            return False
+        answered: asyncio.Future[bool] = self._loop.create_future()
+
+        def reply(done: bool, detail: str) -> None:
+            if not answered.done():
+                answered.set_result(done)
+
+        self._start_hand_over(0, reply)
+        self._schedule()
+        try:
+            async with asyncio.timeout(deadline_s):
+                return await answered
+        except TimeoutError:
+            return False
+
+    def _start_snapshot(self) -> None:
+        """Write the oldest captured state in a thread; one at a time."""
+        if self._snapshot_now:
+            waiting, self._snapshot_now = self._snapshot_now, []
+            genesis = self.state.genesis
+            if genesis is None:
+                for reply in waiting:
+                    reply(False, "nothing is fixed yet")
+            elif self.replica.applied == self._snapshot_slot:
+                for reply in waiting:
+                    reply(True, str(self._snapshot_slot))
+            elif self._captures and self._captures[-1][0].slot == self.replica.applied:
+                self._captures[-1][1].extend(waiting)
+            else:
+                self._captures.append((self.replica.capture(genesis), waiting))
+        while len(self._captures) > CAPTURES_MAX and not self._captures[0][1]:
+            self._captures.popleft()
+            self.count("snapshot.skipped")
+        if self._captures and not self._snapshotting:
+            self._snapshotting = True
+            self._tasks.append(self._loop.create_task(self._write_snapshot()))
+
+    async def _write_snapshot(self) -> None:
+        try:
+            while self._captures:
+                capture, waiting = self._captures.popleft()
+                started_s = time.monotonic()
+                oldest = await asyncio.to_thread(self._save, capture)
+                self._snapshot_slot = max(self._snapshot_slot, capture.slot)
+                if oldest:
+                    self._journal.delete_below(oldest)
+                took_ms = int((time.monotonic() - started_s) * 1000)
+                log(
+                    logging.INFO,
+                    "voter.snapshot.written",
+                    voter=self._me,
+                    slot=capture.slot,
+                    took_ms=took_ms,
+                )
+                for reply in waiting:
+                    reply(True, str(capture.slot))
+                self._schedule()
+        except OSError as error:
+            self._fail(f"a snapshot could not be written: {error}", error)
+        finally:
+            self._snapshotting = False
+
+    def _save(self, capture: Capture) -> int:
+        """Make a snapshot durable; the slot of the oldest one kept. Runs in a thread."""
+        self._snapshots.save(capture.slot, capture.encode())
+        return self._snapshots.keep(self.cluster.journal.snapshots_kept)
+
+    # --- the stream -------------------------------------------------------------------------
+
+    def _publish(self, now_s: float) -> None:
+        publisher = self._publisher
+        for request in self._transport.drain_repairs(REPAIRS_PER_TURN):
+            publisher.request(request)
+        if publisher.waiting:
+            publisher.pump(now_s)
+            if publisher.waiting and self._pump_timer is None:
+                self._pump_timer = self._loop.call_later(PUMP_AGAIN_S, self._pump_again)
+        if now_s >= self._next_tip_s or publisher.announce:
+            state = self.state
+            leading = isinstance(state.role, Leader)
+            self._next_tip_s = now_s + (LEADER_TIP_MS if leading else VOTER_TIP_MS) / 1000
+            publisher.tip(state.leader, leading, self._digest())
+
+    def _pump_again(self) -> None:
+        self._pump_timer = None
+        self._schedule()
+
+    def _digest(self) -> VoterDigest:
+        state = self.state
+        return VoterDigest(
+            role_name(state),
+            state.promised,
+            state.last_accepted,
+            state.fixed,
+            self.replica.applied,
+            self._journal.size_bytes,
+            self._free_bytes,
+            self._journal.last_sync_us,
+            self._version,
+        )
+
+    # --- now and then -----------------------------------------------------------------------
+
+    def _each_second(self) -> None:
+        self._transport.sweep()
+        self._gateway.sweep()
+        self._free_bytes = self._journal.free_bytes()
+        has_room = self._free_bytes >= self.cluster.journal.free_bytes_min
+        if has_room != self.state.has_room:
+            self._events.append(DiskRoom(has_room))
+            log(
+                logging.INFO if has_room else logging.ERROR,
+                "voter.disk.has_room" if has_room else "voter.disk.full",
+                voter=self._me,
+                free_bytes=self._free_bytes,
+                free_bytes_min=self.cluster.journal.free_bytes_min,
+            )
+        self._tasks = [task for task in self._tasks if not task.done()]
+
+    def _report(self) -> None:
+        state, before = self.state, self._reported
+        if state.role is before.role and state.leader == before.leader:
+            return
+        self._reported = state
+        changed = difference(before, state)
+        if changed is not None:
+            log(logging.INFO, "voter.role.changed", voter=self._me, **changed)
+
+    def status(self, request_id: int = 0) -> Status:
+        """What this voter thinks, for ``trex status``."""
+        state, journal, role = self.state, self._journal, self.state.role
+        now_s = self._loop.time()
+        acks = {ack.voter: ack for ack in role.acks} if isinstance(role, Leader) else {}
+        boots = dict(state.boots)
+        p50, p99 = journal.sync_percentiles_us()
+        peers = []
+        for voter in self.config.voters:
+            if voter == self._me:
+                continue
+            heard_s = self._heard_s.get(voter)
+            ack = acks.get(voter)
+            peers.append(
+                PeerView(
+                    voter,
+                    -1 if heard_s is None else int((now_s - heard_s) * 1000),
+                    ack.fixed if ack else 0,
+                    ack.last_accepted if ack else 0,
+                    boots.get(voter, 0),
+                )
+            )
+        age = state.tick - (role.quorum_tick if isinstance(role, Leader) else state.heard_tick)
+        return Status(
+            id=request_id,
+            voter=self._me,
+            role=role_name(state),
+            leader=state.leader.voter,
+            ballot=role.ballot if isinstance(role, Leader | Candidate) else state.leader,
+            promised=state.promised,
+            first_slot=role.first if isinstance(role, Leader | Candidate) else 0,
+            last_accepted=state.last_accepted,
+            fixed=state.fixed,
+            applied=self.replica.applied,
+            chain=state.chain,
+            boot=self.identity.boot,
+            incarnation=self.identity.incarnation,
+            journal_bytes=journal.size_bytes,
+            segments=journal.segments,
+            snapshot_slot=self._snapshot_slot,
+            free_bytes=self._free_bytes,
+            fsync_p50_us=p50,
+            fsync_p99_us=p99,
+            quorum_age_ms=age * self._timing.tick_ms,
+            counters=dict(sorted(self.counters.items())),
+            peers=tuple(peers),
+            version=self._version,
+            uptime_s=int(time.monotonic() - self._started_s),
+        )
+
+
+# --- starting -------------------------------------------------------------------------------
+
+
+async def recover(
+    journal: Journal, snapshots: Snapshots, machine: Machine, cluster_id: bytes
+) -> tuple[State, Replica, int]:
+    """Newest intact snapshot, then the journal: the state as it was, the applied replica, and the
+    slot of that snapshot (0: none). Raises :class:`JournalError`, or what the machine raises."""
+    state = first_state(cluster_id)
+    replica = Replica(machine, state.chain)
+    snapshot, damaged = snapshots.newest()
+    for text in damaged:
+        log(logging.ERROR, "voter.snapshot.damaged", why=text)
+    if snapshot is not None:
+        replica.restore(snapshot)
+        state = msgspec.structs.replace(
+            state, fixed=snapshot.slot, chain=snapshot.chain, genesis=snapshot.genesis
+        )
+    pause_s = time.monotonic() + RECOVERY_PAUSE_S
+    for state, runs in journal.replay(state):  # noqa: B007  the last one is what counts
+        for run in runs:
+            for _ in replica.apply(run):
+                pass
+        if time.monotonic() >= pause_s:
+            await asyncio.sleep(0)
+            pause_s = time.monotonic() + RECOVERY_PAUSE_S
+    return state, replica, snapshot.slot if snapshot is not None else 0
+
+
+@asynccontextmanager
+async def open_voter(
+    cluster: ClusterConfig,
+    voter_id: int,
+    paths: VoterPaths,
+    machine: Machine | None = None,
+) -> AsyncIterator[Voter]:
+    """Run voter ``voter_id`` of ``cluster`` for as long as the context is open.
+
+    ``machine`` is the deterministic state machine to replicate (see ``trex_core.machine``); the
+    metadata service unless given.  The journal must have been formatted.  The voter has recovered,
+    listens and takes part when the context is entered.  On leaving it hands leadership over, if it
+    leads, for up to HAND_OVER_S seconds, and ends its journal in order.
+
+    Raises :class:`StartError` (a port is taken), :class:`JournalError` (missing, foreign, in use
+    or damaged journal); :class:`VoterFailedError` inside the context, which is then cancelled, when the
+    voter had to stop itself.
+    """
+    entry = cluster.voter(voter_id)
+    limits = cluster.journal
+    started_s = time.monotonic()
+    machine = MetadataMachine() if machine is None else machine
+    journal = Journal.open(
+        paths.journal,
+        cluster.cluster_id_bytes,
+        voter_id,
+        segment_bytes=limits.segment_bytes,
+        retain_bytes=limits.retain_bytes,
+    )
+    voter: Voter | None = None
+    scope = anyio.CancelScope()
+    try:
+        if journal.survey.cut is not None:
+            log(logging.WARNING, "voter.journal.cut", voter=voter_id, cut=str(journal.survey.cut))
+        snapshots = Snapshots(paths.snapshots)
+        state, replica, snapshot_slot = await recover(
+            journal, snapshots, machine, cluster.cluster_id_bytes
+        )
+        identity = journal.start(state)
+        timing = cluster.timing
+        config = Config(
+            voter=voter_id,
+            voters=cluster.voter_ids,
+            incarnation=identity.incarnation,
+            boot=identity.boot,
+            seed=identity.incarnation ^ identity.boot,
+            heartbeat_ticks=timing.heartbeat_ticks,
+            election_ticks_min=timing.election_ticks_min,
+            election_ticks_max=timing.election_ticks_max,
+        )
+        voter = Voter(cluster, config, state, journal, replica, snapshots, snapshot_slot)
+        await voter._open()
+        voter.on_failure = scope.cancel
+        voter._run()
+        log(
+            logging.INFO,
+            "voter.ready",
+            voter=voter_id,
+            client=f"{entry.host}:{entry.client_port}",
+            boot=identity.boot,
+            promised=str(state.promised),
+            fixed=state.fixed,
+            snapshot=snapshot_slot,
+            took_ms=int((time.monotonic() - started_s) * 1000),
+        )
+        with scope:
+            yield voter
+            await voter.hand_over()
+    finally:
+        with anyio.CancelScope(shield=True):
+            if voter is not None:
+                await voter.aclose()
+            else:
+                journal.close()
+    if voter.failure is not None:
+        raise voter.failure
+    log(logging.INFO, "voter.stopped", voter=voter_id, fixed=voter.state.fixed)

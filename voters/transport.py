@@ -1,0 +1,445 @@
+"""Sockets between voters and out to the stream: this module alone moves voters' bytes.
+
+Four paths, all non-blocking, none with an ``await`` per datagram:
+
+========================  ===================================================================
+voter -> voter, small     UDP on ``peer_port``, in at most PEER_DATAGRAMS_MAX datagrams
+voter -> voter, large     a TCP connection per direction to ``peer_port``, opened at the first
+                          message over PEER_UDP_BODY_BYTES_MAX bytes, and for Fetch and Fetched
+voter -> listeners        multicast of one datagram at a time to ``stream.group:port``
+listeners -> voters       repair requests, multicast to ``stream.group:port + 1``
+========================  ===================================================================
+
+A message that cannot be sent now is dropped and counted: the algorithm repeats itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from trex_core.cluster import ClusterConfig, StreamConfig
+from trex_core.messages import (
+    CatchUp,
+    Fetch,
+    Fetched,
+    PeerMessage,
+    RepairRequest,
+)
+from trex_core.state import Receive
+from trex_core.wire import (
+    DATAGRAM_BODY_BYTES_MAX,
+    PEER_UDP_BODY_BYTES_MAX,
+    Channel,
+    Frame,
+    FrameError,
+    Identity,
+    Reassembler,
+    decode_peer,
+    decode_stream,
+    encode_body,
+    fragments,
+    frame,
+    unframe,
+)
+from voters.config import StartError
+from voters.frames import Count, FrameConnection, FrameServer, bind_error, keep_alive
+
+LINK_QUEUE_BYTES_MAX: Final = 32 << 20
+"""Most bytes waiting for one peer's TCP link; the oldest messages go first."""
+LINK_CONNECTIONS_MAX: Final = 64
+"""Most accepted TCP connections on the peer port."""
+CONNECT_S_MAX: Final = 2.0
+BACKOFF_S_MIN: Final = 0.05
+BACKOFF_S_MAX: Final = 1.0
+RESOLVE_S: Final = 5.0
+"""Host names (not addresses) of peers are looked up anew this often, in seconds."""
+SOCKET_BUFFER_BYTES: Final = 4 << 20
+REPAIR_BUFFER_BYTES: Final = 64 << 10
+"""A storm of repair requests overflows this small buffer in the kernel, not in the loop."""
+RECEIVE_BYTES: Final = 2048
+"""More than any datagram we send."""
+
+Address = tuple[str, int]
+
+
+def udp_socket() -> socket.socket:
+    """A non-blocking UDP socket with large buffers."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.setblocking(False)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
+    return sock
+
+
+def multicast_sender(stream: StreamConfig) -> socket.socket:
+    """A socket that multicasts on the stream's interface with its TTL."""
+    sock = udp_socket()
+    sock.setsockopt(
+        socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(stream.interface)
+    )
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, stream.ttl)
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 1)
+    return sock
+
+
+def multicast_receiver(stream: StreamConfig, port: int, buffer_bytes: int) -> socket.socket:
+    """A socket bound to the group, so that it hears nothing else, shared with other processes."""
+    sock = udp_socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
+    sock.bind((stream.group, port))
+    member = struct.pack("4s4s", socket.inet_aton(stream.group), socket.inet_aton(stream.interface))
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, member)
+    return sock
+
+
+class _Inbound(FrameConnection):
+    """A peer's TCP link to us."""
+
+    server: _LinkServer
+
+    def on_frame(self, frame: Frame) -> None:
+        self.server.deliver(frame)
+
+
+class _LinkServer(FrameServer):
+    def __init__(self, owner: Transport, cluster_id: bytes, count: Count) -> None:
+        super().__init__(
+            "peer_tcp",
+            cluster_id,
+            Channel.PEER,
+            count,
+            connections_max=LINK_CONNECTIONS_MAX,
+            body_bytes_max=8 << 20,
+            write_bytes_max=1 << 16,
+        )
+        self._owner = owner
+
+    def connection(self) -> FrameConnection:
+        return _Inbound(self)
+
+    def deliver(self, whole: Frame) -> None:
+        if whole.parts != 1:
+            raise FrameError("part")
+        self._owner.deliver_tcp(whole, whole.body)
+
+
+class _Link(asyncio.Protocol):
+    """Our TCP link to one peer: a bounded queue and whatever connection there is now."""
+
+    def __init__(self, address: Callable[[], Address | None], count: Count) -> None:
+        self._address = address
+        self._count = count
+        self._queue: deque[bytes] = deque()
+        self._queued_bytes = 0
+        self._wanted = asyncio.Event()
+        self._lost = asyncio.Event()
+        self._transport: asyncio.Transport | None = None
+        self._writable = False
+
+    def send(self, data: bytes) -> None:
+        self._queue.append(data)
+        self._queued_bytes += len(data)
+        while self._queued_bytes > LINK_QUEUE_BYTES_MAX:
+            self._queued_bytes -= len(self._queue.popleft())
+            self._count("peer_tcp.queue_full")
+        if self._transport is None:
+            self._wanted.set()
+        else:
+            self._flush()
+
+    def _flush(self) -> None:
+        while self._queue and self._writable and self._transport is not None:
+            data = self._queue.popleft()
+            self._queued_bytes -= len(data)
+            self._transport.write(data)
+
+    async def run(self) -> None:
+        """Keep the link up while there is something to say. Runs until cancelled."""
+        loop = asyncio.get_running_loop()
+        backoff_s = BACKOFF_S_MIN
+        while True:
+            await self._wanted.wait()
+            address = self._address()
+            try:
+                if address is None:
+                    raise OSError("the host name is not known")
+                self._lost.clear()
+                async with asyncio.timeout(CONNECT_S_MAX):
+                    await loop.create_connection(lambda: self, *address)
+            except (OSError, TimeoutError):
+                self._count("peer_tcp.connect_failed")
+                await asyncio.sleep(backoff_s)
+                backoff_s = min(BACKOFF_S_MAX, 2 * backoff_s)
+                continue
+            backoff_s = BACKOFF_S_MIN
+            self._wanted.clear()
+            await self._lost.wait()
+            if self._queue:
+                self._wanted.set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport  # type: ignore[assignment]  # uvloop's has its own class
+        self._writable = True
+        keep_alive(transport)
+        self._flush()
+
+    def pause_writing(self) -> None:
+        self._writable = False
+
+    def resume_writing(self) -> None:
+        self._writable = True
+        self._flush()
+
+    def data_received(self, data: bytes) -> None:
+        """Nothing is ever said on this side."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._writable = False
+        self._lost.set()
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class Transport:
+    """The sockets of one voter, but its clients'. Made by :meth:`open`."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        cluster: ClusterConfig,
+        count: Count,
+        on_input: Callable[[], None],
+    ) -> None:
+        self._identity = identity
+        self._cluster = cluster
+        self._count = count
+        self._on_input = on_input
+        self._me = cluster.voter(identity.sender)
+        self._peers = frozenset(v for v in cluster.voter_ids if v != identity.sender)
+        self._addresses: dict[int, Address] = {}
+        self._inbox: list[Receive] = []
+        self._reassembler = Reassembler()
+        self._counter = 0
+        self._stream_counter = 0
+        self._stream_address = (cluster.stream.group, cluster.stream.port)
+        self._last_message: PeerMessage | None = None
+        self._last_datagrams: list[bytes] | None = None
+        self._last_frame = b""
+        self._links = {
+            peer: _Link(lambda peer=peer: self._addresses.get(peer), count)  # type: ignore[misc]
+            for peer in self._peers
+        }
+        self._tasks: list[asyncio.Task[None]] = []
+        self._sockets: list[socket.socket] = []
+        self._server = _LinkServer(self, identity.cluster_id, count)
+
+    @classmethod
+    async def open(
+        cls,
+        identity: Identity,
+        cluster: ClusterConfig,
+        count: Count,
+        on_input: Callable[[], None],
+    ) -> Transport:
+        """Bind all sockets; ``on_input`` is called whenever there is something to drain.
+        Raises :class:`StartError` naming the port and its key."""
+        self = cls(identity, cluster, count, on_input)
+        try:
+            await self._open()
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def _open(self) -> None:
+        loop = asyncio.get_running_loop()
+        me, stream = self._me, self._cluster.stream
+        await self._resolve()
+        self._udp = udp_socket()
+        self._sockets.append(self._udp)
+        key = f"voters: peer_port of voter {me.id}"
+        try:
+            self._udp.bind((me.host, me.peer_port))
+        except OSError as error:
+            raise bind_error(error, me.host, me.peer_port, key) from error
+        try:
+            self._multicast = multicast_sender(stream)
+            self._sockets.append(self._multicast)
+            self._repairs = multicast_receiver(stream, stream.repair_port, REPAIR_BUFFER_BYTES)
+            self._sockets.append(self._repairs)
+        except OSError as error:
+            raise StartError(
+                f"stream: cannot use group {stream.group} port {stream.repair_port} (stream.port "
+                f"+ 1) on interface {stream.interface}: {error.strerror or error}"
+            ) from error
+        await self._server.listen(me.host, me.peer_port, key)
+        loop.add_reader(self._udp, self._on_input)
+        loop.add_reader(self._repairs, self._on_input)
+        self._tasks = [loop.create_task(link.run()) for link in self._links.values()]
+        self._tasks.append(loop.create_task(self._resolve_for_ever()))
+
+    # --- between voters ---------------------------------------------------------------------
+
+    def send(self, to: int, message: PeerMessage) -> None:
+        """Send ``message`` to voter ``to``. The same message for several peers is encoded once if
+        sent in succession."""
+        if message is not self._last_message:
+            self._encode(message)
+        if self._last_datagrams is None:
+            self._links[to].send(self._last_frame)
+            return
+        address = self._addresses.get(to)
+        if address is None:
+            self._count("peer_udp.host_unknown")
+            return
+        try:
+            for datagram in self._last_datagrams:
+                self._udp.sendto(datagram, address)
+        except BlockingIOError:
+            self._count("peer_udp.send_buffer_full")
+        except OSError:
+            self._count("peer_udp.send_failed")
+
+    def _encode(self, message: PeerMessage) -> None:
+        body = encode_body(message)
+        self._last_message = message
+        if len(body) > PEER_UDP_BODY_BYTES_MAX or isinstance(message, Fetch | Fetched):
+            self._last_datagrams = None
+            self._last_frame = frame(self._identity, Channel.PEER, body)
+        else:
+            self._last_datagrams = fragments(self._identity, Channel.PEER, body, self._counter)
+            self._counter += len(self._last_datagrams)
+
+    def drain(self, datagrams_max: int) -> list[Receive]:
+        """What came from peers since the last call: all of TCP, and at most ``datagrams_max``
+        datagrams. Whatever is not a message of a peer is counted and dropped."""
+        heard = self._inbox
+        self._inbox = []
+        receive = self._udp.recv
+        cluster_id = self._identity.cluster_id
+        for _ in range(datagrams_max):
+            try:
+                data = receive(RECEIVE_BYTES)
+            except BlockingIOError:
+                break
+            except OSError:
+                self._count("peer_udp.receive_failed")
+                break
+            try:
+                part = unframe(data, cluster_id, Channel.PEER)
+                if part.sender not in self._peers:
+                    raise FrameError("sender")
+                body = self._reassembler.add(part)
+                if body is not None:
+                    heard.append(self._decode(part, body))
+            except FrameError as error:
+                self._count(f"peer_udp.dropped.{error.reason}")
+        return heard
+
+    def deliver_tcp(self, whole: Frame, body: bytes) -> None:
+        """Take a message from a link. Raises :class:`FrameError` if it is none of a peer."""
+        if whole.sender not in self._peers:
+            raise FrameError("sender")
+        self._inbox.append(self._decode(whole, body))
+        self._on_input()
+
+    def _decode(self, part: Frame, body: bytes) -> Receive:
+        message = decode_peer(body)
+        if isinstance(message, CatchUp):
+            raise FrameError("body")
+        return Receive(part.sender, part.incarnation, part.boot, message)
+
+    # --- the stream -------------------------------------------------------------------------
+
+    def publish(self, body: bytes) -> None:
+        """Multicast one encoded stream message of at most DATAGRAM_BODY_BYTES_MAX bytes."""
+        assert len(body) <= DATAGRAM_BODY_BYTES_MAX, "the stream's unit is the datagram"
+        self._stream_counter += 1
+        data = frame(self._identity, Channel.STREAM, body, counter=self._stream_counter)
+        try:
+            self._multicast.sendto(data, self._stream_address)
+        except BlockingIOError:
+            self._count("stream.send_buffer_full")
+        except OSError:
+            self._count("stream.send_failed")
+
+    def drain_repairs(self, datagrams_max: int) -> list[RepairRequest]:
+        """Repair requests that name this voter, at most ``datagrams_max`` datagrams looked at."""
+        wanted = []
+        for _ in range(datagrams_max):
+            try:
+                data = self._repairs.recv(RECEIVE_BYTES)
+            except BlockingIOError:
+                break
+            except OSError:
+                self._count("repair.receive_failed")
+                break
+            try:
+                message = decode_stream(
+                    unframe(data, self._identity.cluster_id, Channel.STREAM).body
+                )
+                if not isinstance(message, RepairRequest):
+                    raise FrameError("body")
+                if message.responder == self._me.id:
+                    wanted.append(message)
+            except FrameError as error:
+                self._count(f"repair.dropped.{error.reason}")
+        return wanted
+
+    # --- the rest ---------------------------------------------------------------------------
+
+    def sweep(self) -> None:
+        """Close connections that are overdue. To be called about once a second."""
+        self._server.sweep()
+
+    async def _resolve(self) -> None:
+        loop = asyncio.get_running_loop()
+        for peer in self._peers:
+            entry = self._cluster.voter(peer)
+            try:
+                found = await loop.getaddrinfo(
+                    entry.host, entry.peer_port, family=socket.AF_INET, type=socket.SOCK_DGRAM
+                )
+                self._addresses[peer] = (str(found[0][4][0]), entry.peer_port)
+            except OSError:
+                self._count("peer_udp.host_unknown")
+
+    async def _resolve_for_ever(self) -> None:
+        names = [self._cluster.voter(peer).host for peer in self._peers]
+        if all(_is_address(name) for name in names):
+            return
+        while True:
+            await asyncio.sleep(RESOLVE_S)
+            await self._resolve()
+
+    async def aclose(self) -> None:
+        """Close all sockets. What waits in a link's queue is dropped."""
+        loop = asyncio.get_running_loop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for link in self._links.values():
+            link.close()
+        await self._server.aclose()
+        for sock in self._sockets:
+            loop.remove_reader(sock)
+            sock.close()
+        self._sockets.clear()
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
