@@ -32,6 +32,7 @@ import socket
 import stat
 import struct
 import threading
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -66,6 +67,10 @@ IDLE_S: Final = 60.0
 REQUEST_S: Final = 5.0
 """A request must arrive whole within this many seconds of its first byte, and its answer be taken
 within as many of being sent."""
+RELIEVE_S: Final = 2.0
+"""How long a store that lacks memory waits for interrupted queries, in seconds."""
+CLOSE_S: Final = 2.0
+"""How long closing waits for interrupted queries, in seconds."""
 ADDRESS_SPACE_MARGIN_BYTES: Final = 1 << 30
 """What :func:`contain_memory` leaves above what is mapped at its call, unless told otherwise."""
 
@@ -83,40 +88,46 @@ class SqlError(Exception):
     """A query was not answered. The class says why, the text what to do; nothing was changed."""
 
 
-class SqlRefused(SqlError):
+class SqlRefusedError(SqlError):
     """Not one SELECT, or it wants what a reader may not: writes, files, extensions, settings."""
 
 
-class SqlInvalid(SqlError):
+class SqlInvalidError(SqlError):
     """The engine does not accept it: syntax, unknown name, wrong type, failed conversion."""
 
 
-class SqlDeadline(SqlError):
+class SqlDeadlineError(SqlError):
     """Not done by its deadline (or, with ``at_least_slot``, the store did not get there)."""
 
 
-class SqlTooLarge(SqlError):
+class SqlTooLargeError(SqlError):
     """The text, or the result, is over its limit. Add a LIMIT or aggregate."""
 
 
-class SqlMemory(SqlError):
+class SqlMemoryError(SqlError):
     """It needs more memory than the store's limit, or the store needed that memory itself."""
 
 
-class SqlBusy(SqlError):
+class SqlBusyError(SqlError):
     """Too many connections, or queries, at once. Try again later."""
 
 
-class SqlUnavailable(SqlError):
+class SqlUnavailableError(SqlError):
     """No listener answers here, it is stopping, or it hung up in the middle."""
 
 
 _ERRORS: Final[dict[str, type[SqlError]]] = {
     error.__name__: error
     for error in (
-        SqlRefused, SqlInvalid, SqlDeadline, SqlTooLarge, SqlMemory, SqlBusy, SqlUnavailable
+        SqlRefusedError,
+        SqlInvalidError,
+        SqlDeadlineError,
+        SqlTooLargeError,
+        SqlMemoryError,
+        SqlBusyError,
+        SqlUnavailableError,
     )
-}  # fmt: skip
+}
 
 
 # --- what is asked and answered ----------------------------------------------------------------
@@ -195,18 +206,18 @@ def run_select(
     """Run one SELECT on ``connection``, a cursor of the store that nobody else uses; blocking.
 
     Its transaction is read only, sees one stored slot whole, and is rolled back. ``interrupt()``
-    on the connection from another thread ends it as :class:`SqlDeadline`.
+    on the connection from another thread ends it as :class:`SqlDeadlineError`.
     Raises :class:`SqlError`.
     """
     import duckdb
 
     if len(sql.encode(errors="replace")) > SQL_BYTES_MAX:
-        raise SqlTooLarge(f"the query is longer than {SQL_BYTES_MAX} bytes")
+        raise SqlTooLargeError(f"the query is longer than {SQL_BYTES_MAX} bytes")
     try:
         statements = connection.extract_statements(sql)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
             kinds = ", ".join(statement.type.name for statement in statements) or "nothing"
-            raise SqlRefused(f"exactly one SELECT is run here, this is: {kinds}")
+            raise SqlRefusedError(f"exactly one SELECT is run here, this is: {kinds}")
         connection.execute("BEGIN TRANSACTION READ ONLY")
         # The first read pins what the transaction sees, so that `slot` belongs to the rows.
         here = connection.execute("SELECT stored, lag FROM main.listener").fetchone()
@@ -219,9 +230,9 @@ def run_select(
             rows.extend(chunk)
             size_bytes += sum(map(_size_bytes, chunk))
             if len(rows) > rows_max:
-                raise SqlTooLarge(f"the result has more than {rows_max} rows; add a LIMIT")
+                raise SqlTooLargeError(f"the result has more than {rows_max} rows; add a LIMIT")
             if size_bytes > bytes_max:
-                raise SqlTooLarge(f"the result is larger than {bytes_max} bytes; select less")
+                raise SqlTooLargeError(f"the result is larger than {bytes_max} bytes; select less")
         connection.rollback()
     except (duckdb.Error, MemoryError, ValueError, OverflowError) as error:
         raise _translated(error) from error
@@ -250,31 +261,38 @@ def _translated(error: Exception) -> SqlError:
     text = str(error).split("\n\nPossible solutions")[0].strip() or type(error).__name__
     match error:
         case duckdb.InterruptException():
-            return SqlDeadline("the query was interrupted: at its deadline, or for the store's sake")
+            return SqlDeadlineError(
+                "the query was interrupted: at its deadline, or for the store's sake"
+            )
         case duckdb.OutOfMemoryException() | MemoryError():
-            return SqlMemory(f"the query needs more memory than it may have ({text.splitlines()[0]})")
+            return SqlMemoryError(
+                f"the query needs more memory than it may have ({text.splitlines()[0]})"
+            )
         case duckdb.PermissionException() | duckdb.TransactionException():
-            return SqlRefused(text)
+            return SqlRefusedError(text)
         case duckdb.FatalException() | duckdb.ConnectionException():
-            return SqlUnavailable(text)
+            return SqlUnavailableError(text)
         case _:
-            return SqlInvalid(text)
+            return SqlInvalidError(text)
 
 
 class Queries:
     """Runs users' queries: each in a thread and on a connection of its own, never in the way of
     the writer, whose thread and connection are others.
 
-    ``connect`` gives a fresh cursor of the store. At most ``queries_max`` run at once.
+    ``connect`` gives a fresh cursor of the store; ``tip`` the newest slot known to be fixed, from
+    which the lag is told. At most ``queries_max`` run at once.
     """
 
     def __init__(
         self,
         connect: Callable[[], duckdb.DuckDBPyConnection],
         *,
+        tip: Callable[[], int] = lambda: 0,
         queries_max: int = QUERIES_MAX,
     ) -> None:
         self._connect = connect
+        self._tip = tip
         self._places = anyio.Semaphore(queries_max)
         self._running: set[_Running] = set()
         self._closed = False
@@ -297,27 +315,23 @@ class Queries:
         It returns at its deadline even if the engine is inside one call that cannot be interrupted;
         that query keeps its place until it stops.
         """
-        if self._closed:
-            raise SqlUnavailable("the store is closed")
+        self._check_open()
         deadline_ms = max(1, min(deadline_ms, DEADLINE_MS_MAX))
         running: _Running | None = None
         try:
             with anyio.move_on_after(deadline_ms / 1000):
                 await self._places.acquire()
-                if self._closed:
-                    self._places.release()
-                    raise SqlUnavailable("the store is closed")
-                running = _Running(self, sql, rows_max, bytes_max)
-                self._running.add(running)
-                running.start()
+                running = self._started(sql, rows_max, bytes_max)
                 await running.done.wait()
             if running is None:
-                raise SqlBusy(f"other queries held all places for {deadline_ms} ms")
+                raise SqlBusyError(f"other queries held all places for {deadline_ms} ms")
             if not running.done.is_set():
                 running.interrupt()
                 with anyio.move_on_after(_INTERRUPT_AGAIN_S, shield=True):
                     await running.done.wait()
-                raise SqlDeadline(f"the query was not done in {deadline_ms} ms and was interrupted")
+                raise SqlDeadlineError(
+                    f"the query was not done in {deadline_ms} ms and was interrupted"
+                )
         except anyio.get_cancelled_exc_class():
             if running is not None:
                 running.interrupt()
@@ -325,17 +339,47 @@ class Queries:
         if running.error is not None:
             raise running.error
         assert running.result is not None
-        return running.result
+        result = running.result
+        return msgspec.structs.replace(result, lag=max(result.lag, self._tip() - result.slot))
 
-    def interrupt_all(self) -> None:
-        """Interrupt every running query: the store needs their memory. Any thread may call it."""
-        for running in tuple(self._running):
-            running.interrupt()
+    def relieve(self) -> None:
+        """Interrupt every running query, because the store needs their memory, and wait until they
+        let go of it (RELIEVE_S at most). For ``Store.relieve``: called in the store's thread."""
+        running = tuple(self._running)
+        for query in running:
+            query.interrupt(for_the_store=True)
+        deadline = time.monotonic() + RELIEVE_S
+        for query in running:
+            query.wait_finished(max(0.0, deadline - time.monotonic()))
 
-    def close(self) -> None:
-        """Interrupt what runs and refuse what comes; to be called before the store is closed."""
+    async def close(self) -> None:
+        """Interrupt what runs, refuse what comes, and wait until all are through, CLOSE_S at most;
+        to be called before the store is closed."""
         self._closed = True
-        self.interrupt_all()
+        with anyio.move_on_after(CLOSE_S, shield=True):
+            for query in tuple(self._running):
+                query.interrupt()
+            for query in tuple(self._running):
+                await query.done.wait()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SqlUnavailableError("the store is closed")
+
+    def _started(self, sql: str, rows_max: int, bytes_max: int) -> _Running:
+        """A query in the place just taken, which it gives back when it ends."""
+        try:
+            self._check_open()
+            running = _Running(self, sql, rows_max, bytes_max)
+            running.start()
+        except RuntimeError as error:
+            self._places.release()
+            raise SqlMemoryError(f"no thread for another query ({error})") from error
+        except BaseException:
+            self._places.release()
+            raise
+        self._running.add(running)
+        return running
 
     def _ended(self, running: _Running) -> None:
         self._running.discard(running)
@@ -357,17 +401,23 @@ class _Running:
         self._token = anyio.lowlevel.current_token()
         self._connection: duckdb.DuckDBPyConnection | None = None
         self._interrupted = threading.Event()
+        self._for_the_store = False
         self._finished = threading.Event()
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="trex-query", daemon=True).start()
 
-    def interrupt(self) -> None:
+    def interrupt(self, *, for_the_store: bool = False) -> None:
         """End it soon. DuckDB forgets an interrupt that comes between two statements, so it is
         repeated until the query's thread is through."""
+        self._for_the_store = self._for_the_store or for_the_store
         if not self._interrupted.is_set():
             self._interrupted.set()
             threading.Thread(target=self._insist, name="trex-interrupt", daemon=True).start()
+
+    def wait_finished(self, timeout_s: float) -> None:
+        """Wait until its thread is through; any thread but the loop's may."""
+        self._finished.wait(timeout_s)
 
     def _insist(self) -> None:
         while not self._finished.is_set():
@@ -383,15 +433,17 @@ class _Running:
             self._connection = connection
             try:
                 if self._interrupted.is_set():
-                    raise SqlDeadline("interrupted before it began")
+                    raise SqlDeadlineError("interrupted before it began")
                 self.result = self._select(connection)
             finally:
                 self._finished.set()
                 connection.close()
         except SqlError as error:
             self.error = error
+            if self._for_the_store:
+                self.error = SqlMemoryError("interrupted: the store needed its memory; try again")
         except Exception as error:  # noqa: BLE001 - whatever it is, it is an answer to one query
-            self.error = SqlUnavailable(f"{type(error).__name__}: {error}")
+            self.error = SqlUnavailableError(f"{type(error).__name__}: {error}")
         finally:
             self._finished.set()
             with suppress(RuntimeError):  # the loop may be gone
@@ -426,14 +478,14 @@ async def serve_sql(
 ) -> None:
     """Serve queries on the unix socket ``path`` until cancelled; then the file is removed.
 
-    The directory is made 0700 if missing, and must be the caller's own and closed to others:
-    else :class:`SqlUnavailable`, also for a path too long for a socket. ``counters`` counts by name:
+    The directory is made 0700 if missing, and must be the caller's own and closed to others: else
+    :class:`SqlUnavailableError`, also for a path too long for a socket. ``counters`` counts
     "sql_requests", "sql_failures", "sql_malformed", "sql_slow", "sql_foreign", "sql_over_limit".
     """
     counts: Counter[str] = Counter() if counters is None else counters
     _check_place(path)
     listener = await anyio.create_unix_listener(path, mode=0o600)
-    mine = path.stat().st_ino
+    mine = _inode(path)
     connections = 0
 
     async def handle(stream: anyio.abc.SocketStream) -> None:
@@ -444,7 +496,7 @@ async def serve_sql(
                 return
             if connections >= CONNECTIONS_MAX:
                 counts["sql_over_limit"] += 1
-                refusal = Failure("SqlBusy", f"{CONNECTIONS_MAX} connections are open already")
+                refusal = Failure("SqlBusyError", f"{CONNECTIONS_MAX} connections are open already")
                 with suppress(anyio.BrokenResourceError, TimeoutError), anyio.fail_after(REQUEST_S):
                     await stream.send(_framed(refusal))
                 return
@@ -460,9 +512,7 @@ async def serve_sql(
             task_status.started(path)
             await listener.serve(handle)
     finally:
-        with suppress(OSError):
-            if path.stat().st_ino == mine:
-                path.unlink()
+        _remove(path, mine)
 
 
 def _check_place(path: Path) -> None:
@@ -470,19 +520,30 @@ def _check_place(path: Path) -> None:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = directory.stat()
     if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
-        raise SqlUnavailable(
+        raise SqlUnavailableError(
             f"{directory} must belong to the user that runs the listener, with mode 0700; "
             f"do: chmod 700 {directory}"
         )
     if len(os.fsencode(path)) > _SOCKET_PATH_BYTES_MAX:
-        raise SqlUnavailable(
+        raise SqlUnavailableError(
             f"{path} is longer than the {_SOCKET_PATH_BYTES_MAX} bytes a socket's path may have; "
             "use a shorter directory"
         )
 
 
+def _inode(path: Path) -> int:
+    return path.stat().st_ino
+
+
+def _remove(path: Path, inode: int) -> None:
+    """Remove our socket file, not one that another listener put there since."""
+    with suppress(OSError):
+        if _inode(path) == inode:
+            path.unlink()
+
+
 def _peer_uid(stream: anyio.abc.SocketStream) -> int:
-    raw = stream.extra(anyio.abc.SocketAttribute.raw_socket)
+    raw = stream.extra(anyio.abc.SocketAttribute.raw_socket)  # noqa: S610 - no Django
     credentials = raw.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
     _, uid, _ = _PEER.unpack(credentials)
     return int(uid)
@@ -516,7 +577,7 @@ async def _serve_one(
             raise msgspec.DecodeError("a request before the answer to the last one")
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         counts["sql_malformed"] += 1
-        await _answer(stream, Failure("SqlInvalid", f"no request: {error}"), counts)
+        await _answer(stream, Failure("SqlInvalidError", f"no request: {error}"), counts)
         return False
     except TimeoutError:
         counts["sql_slow"] += 1
@@ -556,9 +617,7 @@ async def _response_to(
     return response
 
 
-async def _answer(
-    stream: anyio.abc.SocketStream, response: Response, counts: Counter[str]
-) -> bool:
+async def _answer(stream: anyio.abc.SocketStream, response: Response, counts: Counter[str]) -> bool:
     try:
         with anyio.fail_after(REQUEST_S):
             await stream.send(_framed(response))
@@ -592,7 +651,7 @@ def query_socket(
             (length,) = _LENGTH.unpack(_receive_exactly(client, _LENGTH.size))
             body = _receive_exactly(client, length)
         except TimeoutError as error:
-            raise SqlDeadline(f"no answer at {path} within {deadline_ms} ms") from error
+            raise SqlDeadlineError(f"no answer at {path} within {deadline_ms} ms") from error
         except OSError as error:
             raise _nobody(path, error) from error
     return _result_of(body)
@@ -627,14 +686,14 @@ async def query_socket_async(
                     if needed == _LENGTH.size and len(received) >= needed:
                         needed += _LENGTH.unpack_from(received)[0]
     except TimeoutError as error:
-        raise SqlDeadline(f"no answer at {path} within {deadline_ms} ms") from error
+        raise SqlDeadlineError(f"no answer at {path} within {deadline_ms} ms") from error
     except (OSError, anyio.EndOfStream, anyio.BrokenResourceError) as error:
         raise _nobody(path, error) from error
     return _result_of(bytes(received[_LENGTH.size :]))
 
 
-def _nobody(path: Path, error: Exception) -> SqlUnavailable:
-    return SqlUnavailable(
+def _nobody(path: Path, error: Exception) -> SqlUnavailableError:
+    return SqlUnavailableError(
         f"no listener answers at {path} ({str(error) or type(error).__name__}); "
         "is `trex-listener run` running with this directory?"
     )
@@ -644,7 +703,9 @@ def _result_of(body: bytes) -> QueryResult:
     try:
         response = _response.decode(body)
     except msgspec.DecodeError as error:
-        raise SqlUnavailable(f"what answers there is no listener of this version: {error}") from error
+        raise SqlUnavailableError(
+            f"what answers there is no listener of this version: {error}"
+        ) from error
     match response:
         case Rows(columns=columns, types=types, rows=rows, slot=slot, lag=lag):
             return QueryResult(columns, types, rows, slot, lag)
