@@ -28,13 +28,12 @@ from trex_core.state import (
     LearnedRecord,
     PromiseRecord,
     Receive,
-    Run,
     State,
     contiguous,
 )
 
 
-class InvariantViolation(Exception):
+class InvariantViolation(Exception):  # noqa: N818 - the field's own word
     """A step broke a rule of the protocol: the process must end before its effects leave."""
 
 
@@ -48,7 +47,7 @@ def check_step(config: Config, before: State, event: Event, after: State, effect
         _check_accepted(after)
     _check_role(config, before, after)
     if effects.sends:
-        _check_sends(config, after, effects)
+        _check_sends(after, effects)
 
 
 def _require(holds: bool, what: str) -> None:
@@ -145,7 +144,7 @@ def _check_role(config: Config, before: State, after: State) -> None:
         _require(slot == role.next_slot - 1, "flights end at the last proposed slot")
 
 
-def _check_sends(config: Config, after: State, effects: Effects) -> None:
+def _check_sends(after: State, effects: Effects) -> None:
     role = after.role
     for send in effects.sends:
         match send.message:
@@ -154,7 +153,7 @@ def _check_sends(config: Config, after: State, effects: Effects) -> None:
                     isinstance(role, Leader) and role.ballot == ballot, "only a leader sends Accept"
                 )
                 _require(
-                    _held(after, effects, first, values) or first <= after.fixed,
+                    _held(after, first, values) or first <= after.fixed,
                     "a leader holds what it proposes",
                 )
             case Prepare(ballot=ballot, first=first):
@@ -188,12 +187,9 @@ def _check_sends(config: Config, after: State, effects: Effects) -> None:
                 pass
 
 
-def _held(after: State, effects: Effects, first: int, values: tuple[bytes, ...]) -> bool:
+def _held(after: State, first: int, values: tuple[bytes, ...]) -> bool:
     """Are exactly these values held from ``first``? The common case, one run, by identity."""
     for run in reversed(after.accepted):
         if run.first == first and run.values is values:
             return True
     return contiguous(after.accepted, first, first + len(values) - 1) == values
-
-
-__all__ = ["InvariantViolation", "Run", "check_step"]

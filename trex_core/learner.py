@@ -64,6 +64,7 @@ class Piece(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def last(self) -> int:
+        """The last slot of the piece."""
         return self.first + len(self.values) - 1
 
 
@@ -236,7 +237,7 @@ class _Turn:
         self.catchup: list[CatchUpFrom] = []
         self.counters: list[str] = []
 
-    def set(self, **changes: Any) -> None:
+    def set(self, **changes: Any) -> None:  # noqa: ANN401 - fields of the state
         self.state = _replace(self.state, **changes)
 
     # --- input ------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ A leader's ballot never changes: to raise it is to stand again with a fresh phas
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -193,7 +194,7 @@ class _Turn:
 
     # --- small verbs ------------------------------------------------------------------------
 
-    def set(self, **changes: Any) -> None:
+    def set(self, **changes: Any) -> None:  # noqa: ANN401 - fields of the state
         self.state = _replace(self.state, **changes)
 
     def send(self, to: int, message: PeerMessage) -> None:
@@ -929,8 +930,8 @@ class _Turn:
             return
         # Somebody promised higher. The ballot is never raised in place (defect D1): stand anew.
         if isinstance(role, Leader):
-            # At once, if it led for long and is heard: a peer that stood in vain must be won back,
-            # and nobody else would be let through the poll. A fresh leader waits: no duels.
+            # At once, if it led for long and is heard: a peer that stood in vain must be won
+            # back, and nobody else passes the poll. A fresh leader waits: no duels.
             tick, config = self.state.tick, self.config
             heard = tick - role.quorum_tick <= 2 * config.heartbeat_ticks
             settled = tick - role.since_tick >= config.election_ticks_min
@@ -1204,7 +1205,7 @@ def highest_named(parts: Iterable[Part], first: int) -> tuple[tuple[int, int, Ba
     ]
     edges = sorted({edge for a, b, _ in runs for edge in (a, b + 1)})
     plan: list[tuple[int, int, Ballot]] = []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         named = [ballot for a, b, ballot in runs if a <= start <= b]
         if not named:
             continue

@@ -85,7 +85,7 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class Flight(msgspec.Struct, frozen=True):
-    """Slots ``first``..``last`` proposed by the leader, with the voters that accepted all of them."""
+    """Slots ``first``..``last`` proposed by the leader; ``votes`` accepted all of them."""
 
     first: int
     last: int

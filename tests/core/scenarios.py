@@ -1,13 +1,14 @@
 """The notation of ``tests/scenarios/*.json``: one step of one voter, in words.
 
 A case is ``given`` (the voter's state), ``when`` (one event), and the *exact* multiset of what
-follows: ``records``, ``sends``, ``fixed``, and the named fields of the state ``then``. Anything that
-is not named in ``records``, ``sends`` or ``fixed`` and happens nevertheless fails the case.
+follows: ``records``, ``sends``, ``fixed``, and the named fields of the state ``then``. Anything
+that is not named in ``records``, ``sends`` or ``fixed`` and happens nevertheless fails the case.
 
 Notation: a ballot is "round.voter" (era 0) or "era:round.voter"; a value is a name ("a" is a
 command, "noop" a no-op of ballot 6.2, "genesis" slot 1's value); a chain is "@10" (at the given
-fixed slot), "@9" (before it) or "@10+a+b" (extended by those values); a message or record is a list: its class, then
-its fields in order. Voter 2 of voters 1, 2, 3 takes the step unless the case says otherwise.
+fixed slot), "@9" (before it) or "@10+a+b" (extended by those values); a message or record is a
+list: its class, then its fields in order. Voter 2 of voters 1, 2, 3 takes the step unless the case
+says otherwise.
 """
 
 from __future__ import annotations
@@ -192,7 +193,7 @@ class Notation:
             ),
         )
 
-    def event(self, when: dict[str, Any], voters: tuple[int, ...]) -> state.Event:
+    def event(self, when: dict[str, Any]) -> state.Event:
         """{"from": 1, "Accept": [...]} is a Receive; else the event's class and fields."""
         when = dict(when)
         sender = when.pop("from", None)
@@ -258,7 +259,7 @@ def play(case: dict[str, Any]) -> dict[str, Any]:
     notation = Notation(voters, fixed)
     config = Config(voter, voters, 100 + voter, given.get("own_boot", 1))
     before = notation.state(given, fixed)
-    event = notation.event(case["when"], voters)
+    event = notation.event(case["when"])
     after, effects = step(config, before, event)
     check_step(config, before, event, after, effects)
     return {

@@ -242,8 +242,8 @@ def test_random_loss_duplication_and_reorder_converge(seed: int) -> None:
     one = Driven(LearnerConfig(name=f"r{seed}", voters=(1, 2, 3), seed=seed))
     loss = chance.choice((0.05, 0.3, 0.7))
     pending: list[tuple[int, StreamRun | StreamTip]] = []
-    now, sent, asked = 0, 0, 0
-    for _ in range(6000):
+    sent, asked = 0, 0
+    for now in range(6000):
         if sent < 600:
             last = min(600, sent + chance.randint(1, 4))
             pending.append((1, run(sent + 1, last)))
@@ -272,7 +272,6 @@ def test_random_loss_duplication_and_reorder_converge(seed: int) -> None:
                 one.take(
                     CatchupIn(ask.voter, entries(ask.first, min(sent, ask.first + 40), sent), now)
                 )
-        now += 1
         if one.wake_ms is not None and now >= one.wake_ms:
             one.take(Clock(now))
         if len(one.delivered) == 600:
