@@ -17,10 +17,10 @@ from __future__ import annotations
 # ruff: noqa: N818 - the names of the error tree are the plan's
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import anyio
 import anyio.abc
@@ -73,6 +73,11 @@ CLOSE_S: Final = 0.5
 """So long leaving a driver may wait for its session to be closed; it expires anyhow."""
 
 _random = random.SystemRandom()
+
+LEADS_NO_MORE: Final = frozenset(
+    {RefusalReason.NOT_LEADER, RefusalReason.LEADERSHIP_LOST, RefusalReason.NO_QUORUM}
+)
+"""Reasons of a refusal after which somebody else is to be asked."""
 
 
 class TrexError(Exception):
@@ -236,7 +241,7 @@ def _refused(refusal: Refusal) -> TrexError:
         case RefusalReason.TOO_LARGE:
             return TooLarge(refusal.detail)
         case RefusalReason.MALFORMED:
-            return Rejected("malformed", refusal.detail)
+            return Rejected("refused", refusal.detail)
         case RefusalReason.NOT_LEADER:
             who = f"voter {refusal.leader} leads" if refusal.leader else "no leader is known to it"
             return NoQuorum(f"the voter does not lead; {who}; {refusal.detail}".rstrip("; "))
@@ -254,10 +259,10 @@ class Driver:
     def __init__(
         self,
         cluster: ClusterConfig,
-        deadline_s: float,
-        in_flight_max: int,
-        session: int,
-        next_sequence: int,
+        deadline_s: float = DEADLINE_S,
+        in_flight_max: int = IN_FLIGHT_MAX,
+        session: int = 0,
+        next_sequence: int = 1,
     ) -> None:
         self.cluster = cluster
         self.deadline_s = deadline_s
@@ -495,12 +500,17 @@ class Driver:
             return to
         request = HandOverRequest(1, to)
         await ask_voter(self.cluster, before.voter, request, ends - anyio.current_time())
-        return (await self.find_leader(max(0.1, ends - anyio.current_time()))).voter
+        while True:
+            after = await self.find_leader(max(0.0, ends - anyio.current_time()))
+            if after.ballot > before.ballot:
+                return after.voter
 
     async def snapshot_now(self, voter: int, deadline_s: float | None = None) -> int:
         """Have ``voter`` cut a snapshot now; returns its slot when it is durable."""
         deadline_s = self.deadline_s if deadline_s is None else deadline_s
-        return _slot(await ask_voter(self.cluster, voter, SnapshotNow(1), deadline_s))
+        reply = await ask_voter(self.cluster, voter, SnapshotNow(1), deadline_s)
+        assert isinstance(reply, Answer), f"a snapshot is answered by an Answer, not {reply!r}"
+        return int(msgspec.msgpack.decode(reply.body, type=str))
 
     async def _ask(
         self, make: Callable[[int], ClientRequest], deadline_s: float | None
@@ -710,7 +720,7 @@ class Driver:
 
     def _bounced(self, refusal: Refusal) -> int | None:
         self._trouble = refusal.detail or f"refused (reason {refusal.reason})"
-        if refusal.reason in (RefusalReason.NOT_LEADER, RefusalReason.LEADERSHIP_LOST):
+        if refusal.reason in LEADS_NO_MORE:
             return refusal.leader
         self._pause()
         return None
@@ -723,12 +733,17 @@ class Driver:
     # --- beginning and end ------------------------------------------------------------------
 
     @asynccontextmanager
-    async def opened(self) -> AsyncIterator[Driver]:
-        """Work until the block ends. What the block raises leaves it as it is, in no group."""
+    async def opened(
+        self, beside: Callable[[], Coroutine[Any, Any, None]] | None = None
+    ) -> AsyncIterator[Driver]:
+        """Work until the block ends, with ``beside`` as a further task. What the block raises
+        leaves it as it is, in no group."""
         failure: Exception | None = None
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._run)
+                if beside is not None:
+                    group.start_soon(beside)
                 try:
                     yield self
                 except Exception as error:  # noqa: BLE001 - raised again below
