@@ -5,15 +5,31 @@ Nothing here waits by sleeping: it waits for a line, for the end of a process, o
 
 from __future__ import annotations
 
+import itertools
 import os
 import select
 import signal
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from dashboard.local import Child, LocalCluster
+import anyio
 
-__all__ = ["Child", "LocalCluster", "marked_processes", "wait_until_gone"]
+from dashboard.local import Child, LocalCluster
+from trex_core.cluster import ClusterConfig, parse_cluster
+from trex_core.metadata.commands import (
+    ConfigEntry,
+    ConfigGet,
+    ConfigList,
+    ConfigPage,
+    ConfigPut,
+    Done,
+    decode_reply,
+    decode_result,
+    encode_command,
+    encode_question,
+)
+from voters.driver import Driver, OutcomeUnknown
 
 MARK = "TREX_TEST_MARK"
 """Environment variable by which a test knows the processes it is the cause of."""
@@ -63,3 +79,87 @@ def kill_all(children: list[Child]) -> None:
         child.send(signal.SIGKILL)
     for child in children:
         child.process.wait()
+
+
+def config_of(cluster: LocalCluster) -> ClusterConfig:
+    """What the cluster's file says."""
+    return parse_cluster(cluster.config_path.read_text(), str(cluster.config_path))
+
+
+@dataclass
+class Ledger:
+    """What the cluster acknowledged: key -> (value, slot), each key written once. It may be waited
+    for by count, so that a test does something *during* a load."""
+
+    acknowledged: dict[str, tuple[str, int]] = field(default_factory=dict)
+    times: list[float] = field(default_factory=list)
+    _waiters: list[tuple[int, anyio.Event]] = field(default_factory=list)
+
+    def note(self, key: str, value: str, slot: int) -> None:
+        assert key not in self.acknowledged, f"{key} is written once only"
+        self.acknowledged[key] = (value, slot)
+        self.times.append(time.monotonic())
+        for count, event in self._waiters:
+            if len(self.acknowledged) >= count:
+                event.set()
+
+    async def more(self, count: int, timeout_s: float = 30.0) -> None:
+        """Wait for ``count`` more writes than there are now."""
+        event = anyio.Event()
+        self._waiters.append((len(self.acknowledged) + count, event))
+        with anyio.fail_after(timeout_s):
+            await event.wait()
+
+    @property
+    def slot(self) -> int:
+        """The highest slot that was acknowledged."""
+        return max((slot for _, slot in self.acknowledged.values()), default=0)
+
+
+async def write_for_ever(driver: Driver, ledger: Ledger, name: str, size: int = 16) -> None:
+    """Write ``name/1``, ``name/2``, … one after another, until cancelled. A write of unknown
+    outcome is resolved under its own id before the next one."""
+    for count in itertools.count(1):
+        key, value = f"{name}/{count}", f"{name} {count} ".ljust(size, ".")
+        try:
+            outcome = await driver.submit(encode_command(ConfigPut(key, value)))
+        except OutcomeUnknown as error:
+            outcome = await driver.resolve(error, 60)
+        result = decode_result(outcome.body)
+        assert result == Done(outcome.slot), result
+        ledger.note(key, value, outcome.slot)
+
+
+async def put(driver: Driver, key: str, value: str, deadline_s: float | None = None) -> int:
+    """Write one key; its slot."""
+    outcome = await driver.submit(encode_command(ConfigPut(key, value)), deadline_s)
+    result = decode_result(outcome.body)
+    assert isinstance(result, Done), result
+    return result.slot
+
+
+async def get(driver: Driver, key: str) -> ConfigEntry | None:
+    """Read one key, linearizably."""
+    answer = await driver.query(encode_question(ConfigGet(key)))
+    reply = decode_reply(answer.body)
+    assert reply is None or isinstance(reply, ConfigEntry), reply
+    return reply
+
+
+async def all_config(driver: Driver) -> dict[str, tuple[str, int]]:
+    """Every key with its value and slot, read linearizably page by page."""
+    rows: dict[str, tuple[str, int]] = {}
+    after, more = "", True
+    while more:
+        answer = await driver.query(encode_question(ConfigList(after=after)))
+        page = decode_reply(answer.body)
+        assert isinstance(page, ConfigPage), page
+        rows.update({entry.key: (entry.value, entry.slot) for entry in page.entries})
+        more = page.more
+        after = page.entries[-1].key if page.entries else after
+    return rows
+
+
+def missing(ledger: Ledger, found: dict[str, tuple[str, int]]) -> dict[str, tuple[str, int]]:
+    """What was acknowledged and is not there as it was acknowledged."""
+    return {key: row for key, row in ledger.acknowledged.items() if found.get(key) != row}
