@@ -389,7 +389,7 @@ class _Turn:
         return role
 
     def resend(self, role: Leader) -> None:
-        """Send again what is not accepted by all yet, oldest first. Loss costs time, never safety."""
+        """Send again what is not accepted by all yet, oldest first: loss costs time, not safety."""
         tick, due = self.state.tick, self.config.retry_ticks
         again = [f for f in role.flights if tick - f.sent_tick >= due][:RESEND_FLIGHTS_MAX]
         if not again:
