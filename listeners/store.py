@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -86,6 +87,13 @@ MEMORY_ATTEMPTS: Final = 4
 """How often a transaction that ran out of memory is tried, user queries interrupted in between."""
 NOTE_S: Final = 1.0
 """A tip that came without slots is written after this many seconds."""
+REST_RATIO: Final = 3.0
+"""After a small transaction the writer rests this many times as long as it took, unless somebody
+waits for a slot: even a slow stream of slots then costs a listener a quarter of a core at most."""
+REST_S_MAX: Final = 0.1
+"""Longest such rest, in seconds: how late a slot may be in SQL that nobody waits for."""
+REST_SLOTS_MAX: Final = 256
+"""A backlog of this many slots ends the rest: a large transaction costs little for each slot."""
 TIME_MS_MAX: Final = 253_402_300_799_999
 """Latest proposer's clock that ``commits.time`` shows: the end of the year 9999."""
 
@@ -800,6 +808,8 @@ class StoreWriter:
         self._pending_bytes = 0
         self._note: StoreBatch | None = None
         self._tip = store.slot
+        self._waiters = 0
+        self._resting = False
         self._wake = anyio.Event()
         self._moved = anyio.Event()
         self._failure: StoreError | None = None
@@ -820,15 +830,16 @@ class StoreWriter:
     def add(self, batch: StoreBatch) -> None:
         """``batch`` was applied. One without slots only tells a new tip, which is written with the
         next slots, or within NOTE_S."""
-        self._tip = max(self._tip, batch.tip, batch.slots[-1].slot if batch.slots else 0)
         if batch.slots:
             self._pending.append(batch)
             self._pending_slots += len(batch.slots)
             self._pending_bytes += _value_bytes(batch)
-        elif batch.tip < self._tip or (self._note is not None and self._note.tip == batch.tip):
+        elif batch.tip <= self._tip:
             return
+        self._tip = max(self._tip, batch.tip)
         self._note = batch
-        self._wake.set()
+        if not self._resting or self._pending_slots >= REST_SLOTS_MAX:
+            self._wake.set()
 
     async def run(self) -> None:
         """Store until cancelled; a transaction under way is finished first. Raises
@@ -837,11 +848,13 @@ class StoreWriter:
             while True:
                 await self._work()
                 batch = self._taken()
+                began = time.monotonic()
                 await anyio.to_thread.run_sync(self._store.write, batch, limiter=self._thread)
                 self.transactions += 1
                 self._pending_slots -= len(batch.slots)
                 self._pending_bytes -= _value_bytes(batch)
                 self._tell()
+                await self._rest(time.monotonic() - began)
         except StoreError as error:
             self._failure = error
             raise
@@ -858,8 +871,15 @@ class StoreWriter:
 
     async def wait_stored(self, slot: int) -> None:
         """Wait until ``slot`` is stored. Raises :class:`StoreError` if the store failed."""
-        while self._store.slot < slot:
-            await self._change()
+        if self._store.slot >= slot:
+            return
+        self._waiters += 1
+        self._wake.set()
+        try:
+            while self._store.slot < slot:
+                await self._change()
+        finally:
+            self._waiters -= 1
 
     async def reset(
         self,
@@ -891,10 +911,19 @@ class StoreWriter:
         while not self._pending:
             noted = self._note is None
             with anyio.move_on_after(math.inf if noted else NOTE_S) as patience:
-                await self._wake.wait()
                 self._wake = anyio.Event()
+                await self._wake.wait()
             if patience.cancelled_caught and self._note is not None:
                 return
+
+    async def _rest(self, took_s: float) -> None:
+        """Let small transactions gather into a larger one, while nobody waits."""
+        self._resting = True
+        with anyio.move_on_after(min(REST_RATIO * took_s, REST_S_MAX)):
+            while not self._waiters and self._pending_slots < REST_SLOTS_MAX:
+                self._wake = anyio.Event()
+                await self._wake.wait()
+        self._resting = False
 
     def _taken(self) -> StoreBatch:
         """The next batch: as many of the pending ones, whole, as fit one transaction."""
