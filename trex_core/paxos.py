@@ -28,6 +28,7 @@ A leader's ballot never changes: to raise it is to stand again with a fresh phas
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 from collections.abc import Iterable
@@ -176,7 +177,12 @@ def backoff_ticks(config: Config, attempt: int) -> int:
 
 def draw(config: Config, attempt: int) -> int:
     """64 pseudo-random bits: a pure hash of (seed, voter, attempt)."""
-    text = f"{config.seed}:{config.voter}:{attempt}".encode()
+    return _draw(config.seed, config.voter, attempt)
+
+
+@functools.lru_cache(maxsize=64)
+def _draw(seed: int, voter: int, attempt: int) -> int:
+    text = f"{seed}:{voter}:{attempt}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
 
