@@ -221,3 +221,11 @@ class Observer:
         """``node`` cut a snapshot at ``slot``."""
         if self.snapshots.setdefault(slot, data) != data:
             raise Violation(f"{node}: its snapshot at slot {slot} differs in bytes")
+
+    def forget(self, voter: int) -> None:
+        """The disk of ``voter`` was replaced: nothing it said is on it. What it told others counts
+        still, so whoever relies on its new self is wrong."""
+        self.durable_promise.pop(voter, None)
+        self.told_promise.pop(voter, None)
+        self.told_accepts.pop(voter, None)
+        self.stood = {b: boot for b, boot in self.stood.items() if b.voter != voter}
