@@ -2,80 +2,81 @@
 
 This module alone knows how.  It serves ring tokens, configuration keys and member ids: hundreds of
 thousands of items, a few edited at a time, read in order from anywhere.  Items lie in chunks of at
-most CHUNK_MAX; an edit copies the chunks it touches and the list of chunks (3 µs at 100,000 items).
+most CHUNK_MAX; an edit copies the chunks it touches and the list of chunks.  Two levels and this
+size are what costs least for eight edits among 100,000 items (most of it is counting references).
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
 from typing import Any, Final, Generic, TypeVar
 
-CHUNK_MAX: Final = 512
+CHUNK_MAX: Final = 256
+"""Most items in a chunk; one more splits it in two."""
+CHUNK_FILL: Final = 160
+"""Items in a chunk when all are given at once."""
 
 T = TypeVar("T", bound=Any)
+
+_first: Final = itemgetter(0)
 
 
 class Ordered(Generic[T]):
     """Distinct items in ascending order. Never changed once made."""
 
-    __slots__ = ("chunks", "firsts", "size")
+    __slots__ = ("chunks", "size")
 
-    def __init__(self, chunks: tuple[tuple[T, ...], ...], firsts: tuple[T, ...], size: int) -> None:
+    def __init__(self, chunks: Sequence[tuple[T, ...]], size: int) -> None:
         self.chunks: Final = chunks
-        self.firsts: Final = firsts
+        """Ascending, none empty."""
         self.size: Final = size
 
     @classmethod
     def of(cls, ascending: Iterable[T]) -> Ordered[T]:
         """From items that are already ascending and distinct."""
         items = list(ascending)
-        step = CHUNK_MAX // 2
-        chunks = tuple(tuple(items[at : at + step]) for at in range(0, len(items), step))
-        return cls(chunks, tuple(chunk[0] for chunk in chunks), len(items))
+        starts = range(0, len(items), CHUNK_FILL)
+        return cls([tuple(items[at : at + CHUNK_FILL]) for at in starts], len(items))
 
     def edited(self, remove: Iterable[T], add: Iterable[T]) -> Ordered[T]:
         """Without the items of ``remove``, then with those of ``add``. An item removed must be
         there and one added must not: ``KeyError``."""
         chunks = list(self.chunks)
-        firsts = list(self.firsts)
         size = self.size
         for item in remove:
-            at = bisect_right(firsts, item) - 1
+            at = bisect_right(chunks, item, key=_first) - 1
             chunk = chunks[at] if at >= 0 else ()
             index = bisect_left(chunk, item)
             if index == len(chunk) or chunk[index] != item:
                 raise KeyError(item)
             size -= 1
             if len(chunk) == 1:
-                del chunks[at], firsts[at]
+                del chunks[at]
             else:
-                chunks[at] = chunk = chunk[:index] + chunk[index + 1 :]
-                firsts[at] = chunk[0]
+                chunks[at] = chunk[:index] + chunk[index + 1 :]
         for item in add:
             size += 1
-            at = max(0, bisect_right(firsts, item) - 1)
             if not chunks:
                 chunks.append((item,))
-                firsts.append(item)
                 continue
+            at = max(0, bisect_right(chunks, item, key=_first) - 1)
             chunk = chunks[at]
             index = bisect_left(chunk, item)
             if index < len(chunk) and chunk[index] == item:
                 raise KeyError(item)
-            chunk = (*chunk[:index], item, *chunk[index:])
+            chunk = chunk[:index] + (item,) + chunk[index:]  # noqa: RUF005 - twice as fast
             if len(chunk) > CHUNK_MAX:
                 half = len(chunk) // 2
                 chunks[at : at + 1] = [chunk[:half], chunk[half:]]
-                firsts[at : at + 1] = [chunk[0], chunk[half]]
             else:
                 chunks[at] = chunk
-                firsts[at] = chunk[0]
-        return Ordered(tuple(chunks), tuple(firsts), size)
+        return Ordered(chunks, size)
 
     def find(self, item: T) -> tuple[int, int]:
         """(chunk, index) of the first item not below ``item``; (number of chunks, 0) if none."""
-        at = bisect_right(self.firsts, item) - 1
+        at = bisect_right(self.chunks, item, key=_first) - 1
         if at < 0:
             return 0, 0
         index = bisect_left(self.chunks[at], item)
@@ -97,4 +98,4 @@ class Ordered(Generic[T]):
         return self.size
 
 
-NOTHING: Final[Ordered[Any]] = Ordered((), (), 0)
+NOTHING: Final[Ordered[Any]] = Ordered((), 0)

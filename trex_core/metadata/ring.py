@@ -300,21 +300,21 @@ class Ring:
         touched = len(gone) + len(came)
         if self.rules != after.rules or touched * 8 > after.tokens:
             return after, self._whole_delta(after)
-        ends: set[int] = set()
+        old_rows: dict[int, Range | None] = {}
+        new_rows: dict[int, Range | None] = {}
         for entry in gone:
-            self.add_reached(entry, ends)
-            ends.add(entry[0])
-            ends.add(after.range_end(entry[0] + 1))
+            self.add_around(entry, old_rows)
         for entry in came:
-            after.add_reached(entry, ends)
-            ends.add(after.range_end(entry[0] + 1))
+            after.add_around(entry, new_rows)
+        newcomers = {name for _, name, _ in came if name not in self._placed}
         put, removed = [], []
-        for end in sorted(ends):
-            new, old = after.range_ending(end), self.range_ending(end)
+        for end in sorted(old_rows.keys() | new_rows.keys()):
+            new = new_rows.get(end) or after.range_ending(end)
             if new is None:
-                if old is not None:
-                    removed.append(end)
-            elif new != old:
+                removed.append(end)
+            elif not newcomers.isdisjoint(new.replicas) or new != (
+                old_rows.get(end) or self.range_ending(end)
+            ):
                 put.append(new)
         return after, RingDelta(tuple(put), tuple(removed))
 
@@ -382,7 +382,6 @@ class Ring:
         chosen: list[str] = []
         fill: list[str] = []
         zones: list[str | None] = []
-        seen: set[str] = set()
         looked = 0
         while True:
             if at == len(chunks):
@@ -391,35 +390,55 @@ class Ring:
             for here in range(index, len(chunk)):
                 _, member, zone = chunk[here]
                 looked += 1
-                if member not in seen:
-                    seen.add(member)
+                if member not in chosen and member not in fill:
                     if zone is None or not want_zones or zone not in zones:
                         chosen.append(member)
                         zones.append(zone)
                     else:
                         fill.append(member)
-                if len(seen) >= want and (len(chosen) >= want_zones or looked >= SPREAD_TOKENS_MAX):
-                    chosen.extend(fill)
-                    return tuple(chosen[:want]), looked
+                if len(chosen) + len(fill) >= want and (
+                    len(chosen) >= want_zones or looked >= SPREAD_TOKENS_MAX
+                ):
+                    if fill:
+                        chosen = (chosen + fill)[:want]
+                    return tuple(chosen), looked
             at += 1
             index = 0
 
-    def add_reached(self, entry: Entry, ends: set[int]) -> None:
-        """Add to ``ends`` all ranges whose walk looks at ``entry``, one of this ring's."""
+    def add_around(self, entry: Entry, rows: dict[int, Range | None]) -> None:
+        """Add to ``rows``, by their ends, all ranges that depend on ``entry``, one of this ring's:
+        those whose walk looks at it, and the one that begins after it. None: not worked out."""
         chunks = self._entries.chunks
         at, index = self._entries.find(entry)
+        rows.setdefault(self._end_after(at, index), None)
         for distance in range(self._entries.size):
-            if self._walk(at, index)[1] <= distance:
+            replicas, looked = self._walk(at, index)
+            if looked <= distance:
                 return
-            ends.add(chunks[at][index][0])
+            end = chunks[at][index][0]
             if index:
                 index -= 1
-            else:
-                if not at:
-                    ends.add(TOKEN_MAX)
-                    at = len(chunks)
+            elif at:
                 at -= 1
                 index = len(chunks[at]) - 1
+            else:
+                rows[end] = Range(0, end, replicas)
+                at = len(chunks) - 1
+                index = len(chunks[at]) - 1
+                rows.setdefault(TOKEN_MAX, None)
+                continue
+            before = chunks[at][index][0]
+            if before != end:
+                rows[end] = Range(before + 1, end, replicas)
+            else:
+                rows.setdefault(end, None)
+
+    def _end_after(self, at: int, index: int) -> int:
+        """The token of the entry after the one at chunk ``at``, ``index``; TOKEN_MAX after all."""
+        chunks = self._entries.chunks
+        if index + 1 < len(chunks[at]):
+            return chunks[at][index + 1][0]
+        return chunks[at + 1][0][0] if at + 1 < len(chunks) else TOKEN_MAX
 
     def range_end(self, token: int) -> int:
         """The end of the range that holds ``token``."""

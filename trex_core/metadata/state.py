@@ -71,8 +71,8 @@ from trex_core.metadata.ring import (
 STATE_VERSION: Final = 1
 """Version of the machine's bytes in a snapshot."""
 CHUNK_BYTES: Final = 64 << 10
-"""A piece of the state's bytes is closed when its rows reach this many bytes."""
-CHUNK_ROWS: Final = 512
+"""A piece of the state's bytes is closed when its rows reach this many bytes, encoded."""
+CHUNK_ROWS: Final = 256
 """Most rows in a piece."""
 
 
@@ -504,6 +504,8 @@ def _page(rows: Iterator[_R], limit: int) -> tuple[tuple[_R, ...], bool]:
 # --- bytes of the whole state ------------------------------------------------------------------
 
 _PIECE: Final = struct.Struct(">I")
+_ARRAY: Final = struct.Struct(">BI")
+_ARRAY_32: Final = 0xDD
 _encoder: Final = msgspec.msgpack.Encoder()
 _head: Final = msgspec.msgpack.Decoder(tuple[int, int])
 _rows: Final[msgspec.msgpack.Decoder[tuple[Row, ...]]] = msgspec.msgpack.Decoder(tuple[Row, ...])
@@ -518,27 +520,28 @@ def state_chunks(state: MetadataState) -> Iterator[bytes]:
     MessagePack array. The first is (STATE_VERSION, slot); the others hold rows: leases by name,
     then configuration by key, then members by id. Each piece takes under 1 ms to make (one row
     alone may be larger than CHUNK_BYTES)."""
-    yield _piece((STATE_VERSION, state.slot))
+    yield _piece(_encoder.encode((STATE_VERSION, state.slot)))
     yield from _pieces(state.leases[name] for name in sorted(state.leases))
     yield from _pieces(state.config[key] for key in state.keys)
     yield from _pieces(state.members[name] for name in state.ids)
 
 
 def _pieces(rows: Iterator[Row]) -> Iterator[bytes]:
-    held: list[Row] = []
+    held: list[bytes] = []
     size = 0
     for row in rows:
-        held.append(row)
-        size += row_bytes(row)
+        body = _encoder.encode(row)
+        held.append(body)
+        size += len(body)
         if len(held) == CHUNK_ROWS or size >= CHUNK_BYTES:
-            yield _piece(held)
+            yield _piece(_ARRAY.pack(_ARRAY_32, len(held)), *held)
             held, size = [], 0
     if held:
-        yield _piece(held)
+        yield _piece(_ARRAY.pack(_ARRAY_32, len(held)), *held)
 
 
-def _piece(content: object) -> bytes:
-    body = _encoder.encode(content)
+def _piece(*parts: bytes) -> bytes:
+    body = b"".join(parts)
     return _PIECE.pack(len(body)) + body
 
 
