@@ -207,6 +207,7 @@ class Source:
         self._waiter: asyncio.Future[None] | None = None
         self._woken = False
         self._reading = False
+        self._closed = False
         self._loop = asyncio.get_running_loop()
         self._stream = _group_socket(cluster, cluster.stream.port)
         try:
@@ -214,18 +215,17 @@ class Source:
         except SourceError:
             self._stream.close()
             raise
-        self.resume()
+        self._resume()
 
     # -- receiving --
 
-    def resume(self) -> None:
-        """Read from the sockets (again)."""
+    def _resume(self) -> None:
         if not self._reading:
             self._reading = True
             self._loop.add_reader(self._stream.fileno(), self._drain, self._stream, False)
             self._loop.add_reader(self._repair.fileno(), self._drain, self._repair, True)
 
-    def pause(self) -> None:
+    def _pause(self) -> None:
         """Stop reading: datagrams wait in the kernel's buffer, and are lost when it is full."""
         if self._reading:
             self._reading = False
@@ -233,8 +233,9 @@ class Source:
             self._loop.remove_reader(self._repair.fileno())
 
     def close(self) -> None:
-        """Leave the group and close the sockets."""
-        self.pause()
+        """Leave the group and close the sockets. Again: does nothing."""
+        self._closed = True
+        self._pause()
         self._stream.close()
         self._repair.close()
 
@@ -255,6 +256,8 @@ class Source:
             pass
         except OSError:
             self.counters["receive_errors"] += 1
+        if len(inbox) >= INBOX_DATAGRAMS_MAX:
+            self._pause()
         if inbox:
             self.wake()
 
@@ -267,8 +270,12 @@ class Source:
 
     async def wait(self, until_s: float | None) -> None:
         """Wait until something was received, :meth:`wake` was called, or the loop's clock shows
-        ``until_s``. Returns at once when something is left to take."""
-        if not self._woken and not self._inbox:
+        ``until_s``. When something is left to take it gives way for one turn of the loop only."""
+        if not self._reading and not self._closed and len(self._inbox) < INBOX_DATAGRAMS_MAX // 2:
+            self._resume()
+        if self._woken or self._inbox:
+            await asyncio.sleep(0)
+        else:
             waiter = self._waiter = self._loop.create_future()
             timer = None if until_s is None else self._loop.call_at(until_s, self.wake)
             try:

@@ -203,17 +203,6 @@ async def test_one_turn_takes_a_bounded_number(heard, monkeypatch):
     assert len(await messages(source, 40)) == 40
 
 
-async def test_paused_it_reads_nothing_and_resumed_it_reads_on(heard):
-    backbone, source = heard
-    source.pause()
-    backbone.heartbeat()
-    loop = asyncio.get_running_loop()
-    await source.wait(loop.time() + 0.05)
-    assert source.take() is None
-    source.resume()
-    assert len(await messages(source, 1)) == 1
-
-
 async def test_wait_ends_by_wake_and_by_time(heard):
     _, source = heard
     loop = asyncio.get_running_loop()
