@@ -269,6 +269,7 @@ class Driver:
         timing = cluster.timing
         self._silence_s = max(0.5, timing.election_ticks_max * timing.tick_ms / 1000)
         self._pipeline = Pipeline(session, next_sequence)
+        self._in_flight_max = in_flight_max
         self._room = anyio.Semaphore(in_flight_max, fast_acquire=True)
         self._ask_room = anyio.Semaphore(in_flight_max, fast_acquire=True)
         self._asks: deque[_Ask] = deque()
@@ -278,7 +279,7 @@ class Driver:
         self._closed = False
         self._pause_s = 0.0
         self._backoff_s = PAUSE_S_MIN
-        self._leaving = False
+        self._serving = self._leaving = False
         self._ping = 0
         self._pinged = False
         self._last_sign = 0.0
@@ -541,13 +542,14 @@ class Driver:
         with anyio.move_on_after(self.deadline_s if deadline_s is None else deadline_s) as scope:
             await room.acquire()
         if scope.cancelled_caught:
+            self._trouble = f"{self._in_flight_max} requests are under way and not answered"
             raise self._nobody_took_it(since)
 
     def _nobody_took_it(self, since: float) -> TrexError:
         waited_s = anyio.current_time() - since
         if self._closed:
             return Unavailable("the driver was closed before this was sent")
-        if self._reached >= since:
+        if self._serving or self._reached >= since:
             return NoQuorum(
                 f"not done in {waited_s:.1f} s: {self._trouble}; it surely was not proposed, so "
                 "try again once a majority of the voters runs (see `trex status`)"
@@ -605,13 +607,11 @@ class Driver:
 
     async def _serve(self, link: _Link, voter: int) -> int:
         """Work with the leader until it is one no more or lost; returns who else may lead."""
-        self._pipeline.cut()
-        self._asks.extendleft(reversed(self._asked.values()))
-        self._asked.clear()
         self._leaving = self._pinged = False
         self._pause_s, self._backoff_s = 0.0, PAUSE_S_MIN
         self._ping = 0
         self._last_sign = anyio.current_time()
+        self._serving = True
         async with anyio.create_task_group() as group:
             group.start_soon(self._write, link)
             try:
@@ -620,6 +620,10 @@ class Driver:
                 self._lost(voter, str(lost))
                 hint = 0
             group.cancel_scope.cancel()
+        self._serving = False
+        self._pipeline.cut()
+        self._asks.extendleft(reversed(self._asked.values()))
+        self._asked.clear()
         return hint
 
     async def _woken(self) -> None:
