@@ -1,0 +1,387 @@
+"""``trex demo``: a real cluster on this machine, in front of a person's eyes, then put to the test.
+
+This module alone tells that story: voters, a listener and members start, each a process of its
+own; clients write; the leader and a member are killed; at the end, what a listener's SQL says is
+compared, whole, with what was acknowledged to the clients and nothing else.  Everything happens on
+loopback, in one directory, and ends with this process, however it ends.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import signal
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from subprocess import CalledProcessError
+from typing import Final
+
+import anyio
+import anyio.to_thread
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+
+from dashboard.local import Child, LocalCluster
+from dashboard.member import ZONE
+from listeners.listener import SOCKET_FILE
+from listeners.sql import QueryResult, SqlError, query_socket_async
+from trex_core.cluster import parse_cluster
+from trex_core.messages import Status
+from voters.client import Client, OutcomeUnknown, TrexError, connect
+
+WRITERS: Final = 8
+"""Clients that write at the same time, each one write after another."""
+KEYS_EACH: Final = 25
+"""Keys that each of them writes, over and over."""
+WRITES_BEFORE: Final = 1_000
+"""Acknowledged writes before the leader is killed, and as many again after it."""
+LEASE_MS: Final = 5_000
+"""Lease of a member, in milliseconds: longer than any change of leader here."""
+START_S: Final = 30.0
+"""Patience with anything that starts, elects or catches up, in seconds."""
+REFRESH_S: Final = 0.1
+"""How often the line that lives is written anew, in seconds."""
+OBSERVER: Final = "observer"
+"""Name of the demo's listener."""
+JOINED: Final = '"event": "joined"'
+LISTENING: Final = "listener.ready"
+WITHOUT: Final = r'"event": "members".*"members": \[(?!.*"{}")'
+"""Lines of the children that the story waits for."""
+
+
+class DemoFailedError(Exception):
+    """The demo could not go on, or its end state was wrong; the text says where to look."""
+
+
+@dataclass
+class Acknowledged:
+    """What clients were told is done: the table that SQL must equal at the end."""
+
+    config: dict[str, tuple[str, int]] = field(default_factory=dict)
+    writes: int = 0
+    slot: int = 0
+    took_ms: list[float] = field(default_factory=list)
+
+    def note(self, key: str, value: str, slot: int, took_ms: float) -> None:
+        """``key`` was written in ``slot``. Of two writes, the one in the higher slot stays."""
+        if slot > self.config.get(key, ("", 0))[1]:
+            self.config[key] = (value, slot)
+        self.writes += 1
+        self.slot = max(self.slot, slot)
+        self.took_ms.append(took_ms)
+
+
+def demo(
+    voters: int = 5,
+    members: int = 3,
+    import_file: Path | None = None,
+    keep: bool = False,
+    directory: Path | None = None,
+) -> int:
+    """Run the demo; its exit code. ``directory`` is kept afterwards, a temporary one is not."""
+    console = Console(highlight=False)
+    if directory is not None and directory.exists() and any(directory.iterdir()):
+        console.print(f"[red]{escape(str(directory))} is not empty; name a new directory[/]")
+        return 1
+    with tempfile.TemporaryDirectory(prefix="trex-demo-") as scratch:
+        place = directory if directory is not None else Path(scratch)
+        try:
+            return anyio.run(_Story(console, place, voters, members, keep).tell)
+        except DemoFailedError as error:
+            console.print(f"[red]✗ {escape(str(error))}[/]")
+            return 1
+
+
+class _Story:
+    """One telling. Scenes are methods, told in the order of :meth:`_scenes`."""
+
+    def __init__(
+        self, console: Console, directory: Path, voters: int, members: int, keep: bool
+    ) -> None:
+        self._console = console
+        self._names = [f"member-{number}" for number in range(1, members + 1)]
+        self._keep = keep
+        self._cluster = LocalCluster(directory, voters, name="demo")
+        self._known = Acknowledged()
+        self._live = console.status("starting")
+        self._began_s = time.monotonic()
+
+    async def tell(self) -> int:
+        """Tell it all; the exit code."""
+        cluster = self._cluster
+        voters = len(cluster.voter_ids)
+        self._console.print(
+            Panel(
+                f"[bold]TRex[/]: {voters} voters, {len(self._names)} members and a listener, each a"
+                f" process of its own,\non loopback only, in {escape(str(cluster.directory))}",
+                expand=False,
+            )
+        )
+        interrupted = anyio.Event()
+        code = 1
+        try:
+            with self._live, cluster:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(_on_signal, interrupted, group.cancel_scope)
+                    code = await self._scenes()
+                    if self._keep:
+                        await self._stay()
+                    group.cancel_scope.cancel()
+                self._live.update("stopping every process")
+        except* _TROUBLE as group_of_errors:
+            raise DemoFailedError(self._explained(group_of_errors)) from group_of_errors
+        if interrupted.is_set() and not self._keep:
+            self._console.print("Interrupted. Nothing was left running.")
+            return 130
+        return code
+
+    async def _scenes(self) -> int:
+        await self._start_voters()
+        config = parse_cluster(self._cluster.config_path.read_text())
+        async with connect(config, deadline_s=START_S) as client:
+            await self._first_leader(client)
+            await self._start_followers()
+            async with self._writing(client):
+                await self._write_more(WRITES_BEFORE)
+                self._say_rate()
+                killed = await self._kill_leader(client)
+                await self._write_more(WRITES_BEFORE)
+            await self._restart(client, killed)
+            await self._kill_member()
+            return await self._compare()
+
+    # --- scenes -----------------------------------------------------------------------------
+
+    async def _start_voters(self) -> None:
+        began_s = time.monotonic()
+        self._cluster.start_voters()
+        count = len(self._cluster.voter_ids)
+        self._done(f"{count} voters formatted and started, each with its own journal", began_s)
+
+    async def _first_leader(self, client: Client) -> None:
+        began_s = time.monotonic()
+        self._live.update("waiting for the first election: it needs every voter")
+        leader = await client.driver.find_leader(START_S)
+        self._done(f"voter {leader.voter} leads, elected under ballot {leader.ballot}", began_s)
+
+    async def _start_followers(self) -> None:
+        began_s = time.monotonic()
+        self._live.update("the listener and the members start")
+        observer = self._cluster.start_listener(OBSERVER)
+        members = [
+            self._cluster.start(
+                name, "dashboard.member", "--name", name, "--lease-ms", str(LEASE_MS)
+            )
+            for name in self._names
+        ]
+        for member in members:
+            await _line(member, JOINED)
+        await _line(observer, LISTENING)
+        self._done(
+            f"{', '.join(self._names)} joined the ring in zone {ZONE}, each on a lease of"
+            f" {LEASE_MS / 1000:g} s; {OBSERVER} follows into DuckDB",
+            began_s,
+        )
+
+    @asynccontextmanager
+    async def _writing(self, client: Client) -> AsyncIterator[None]:
+        async with anyio.create_task_group() as group:
+            stop = anyio.Event()
+            for writer in range(WRITERS):
+                group.start_soon(self._write, client, writer, stop)
+            yield
+            stop.set()
+
+    async def _write(self, client: Client, writer: int, stop: anyio.Event) -> None:
+        for count in itertools.count(1):
+            if stop.is_set():
+                return
+            key, value = f"demo/{writer}/{count % KEYS_EACH:02}", f"write {count}"
+            began_s = time.monotonic()
+            try:
+                done = await client.put(key, value)
+            except OutcomeUnknown as error:
+                done = await client.resolve(error)
+            self._known.note(key, value, done.slot, (time.monotonic() - began_s) * 1000)
+
+    async def _write_more(self, count: int) -> None:
+        goal = self._known.writes + count
+        while self._known.writes < goal:
+            self._live.update(f"{self._known.writes:,} writes acknowledged by {WRITERS} writers")
+            await anyio.sleep(REFRESH_S)
+
+    def _say_rate(self) -> None:
+        took_ms = self._known.took_ms
+        seconds = sum(took_ms) / WRITERS / 1000
+        self._say(
+            f"{len(took_ms):,} writes acknowledged, each on the disks of a majority:"
+            f" {len(took_ms) / seconds:,.0f}/s, half of them within {median(took_ms):.1f} ms"
+        )
+
+    async def _kill_leader(self, client: Client) -> int:
+        leader = (await client.driver.find_leader(START_S)).voter
+        self._cluster.voter(leader).kill()
+        began_s = time.monotonic()
+        self._harm(f"voter {leader}, the leader, killed (SIGKILL) in the middle of it")
+        self._live.update("the other voters elect a new leader")
+        key = "demo/after the leader was killed"
+        done = await client.put(key, "still here")
+        took_s = time.monotonic() - began_s
+        self._known.note(key, "still here", done.slot, took_s * 1000)
+        now = await client.driver.find_leader(START_S)
+        self._say(
+            f"failover took [bold]{took_s:.2f} s[/]: voter {now.voter} leads under ballot"
+            f" {now.ballot}, and the next write was acknowledged"
+        )
+        return leader
+
+    async def _restart(self, client: Client, voter: int) -> None:
+        began_s = time.monotonic()
+        self._cluster.start_voter(voter)
+        self._live.update(f"voter {voter} reads its journal and catches up")
+        goal = self._known.slot
+        with anyio.fail_after(START_S):
+            while True:
+                statuses = await client.driver.statuses(1.0)
+                status = statuses[voter]
+                if isinstance(status, Status) and status.fixed >= goal:
+                    break
+                await anyio.sleep(REFRESH_S)
+        self._done(f"voter {voter} started again and caught up to slot {goal:,}", began_s)
+
+    async def _kill_member(self) -> None:
+        victim, *others = self._names
+        witnesses = [self._cluster.children[name] for name in others]
+        seen = [witness.line_count for witness in witnesses]
+        self._cluster.children[victim].kill()
+        began_s = time.monotonic()
+        self._harm(f"{victim} killed (SIGKILL): nobody renews its lease now")
+        self._live.update(f"the lease of {victim} runs out")
+        for witness, since in zip(witnesses, seen, strict=True):
+            left = await _line(witness, WITHOUT.format(re.escape(victim)), since)
+            self._known.slot = max(self._known.slot, json.loads(left.string)["slot"])
+        self._done("its lease lapsed, and every other member saw it leave the ring", began_s)
+
+    async def _compare(self) -> int:
+        self._live.update("asking the listener in SQL")
+        known = self._known
+        config = await self._sql("SELECT key, value, slot FROM config ORDER BY key")
+        members = await self._sql(
+            "SELECT id, zone, state, lease, updated_slot FROM members WHERE zone = 'demo'"
+            " ORDER BY id"
+        )
+        ring = await self._sql("SELECT DISTINCT unnest(replicas) AS id FROM ring ORDER BY id")
+        commits = await self._sql("SELECT count(*), min(slot), max(slot) FROM commits")
+        wanted = tuple((key, *known.config[key]) for key in sorted(known.config))
+        alive = self._joined()
+        self._console.print(_shown(members, "SELECT … FROM members, as the listener has it"))
+        count, first, last = commits.rows[0]
+        checks = {
+            f"all {len(wanted)} rows of config are what was acknowledged, values and slots": (
+                config.rows == wanted
+            ),
+            f"members are the {len(alive)} that live, under the leases they were granted": (
+                members.rows == alive
+            ),
+            "the ring is theirs alone": ring.rows == tuple((row[0],) for row in alive),
+            f"commits has every slot from {first} to {last:,}, without a gap": (
+                (first, count) == (1, last) and last >= known.slot
+            ),
+        }
+        for text, holds in checks.items():
+            if holds:
+                self._say(text)
+            else:
+                self._harm(f"[red bold]NOT SO:[/] {text}")
+        if not all(checks.values()):
+            raise DemoFailedError("the end state is not what was acknowledged")
+        self._console.print(
+            f"[bold green]{known.writes:,} acknowledged writes, one leader and one member killed,"
+            f" nothing lost[/] [dim](the whole took {time.monotonic() - self._began_s:.0f} s)[/]"
+        )
+        return 0
+
+    async def _stay(self) -> None:
+        cluster = self._cluster
+        self._console.print(
+            "\nEverything still runs. In another terminal:\n\n"
+            f"  export TREX_CONFIG={cluster.config_path}\n"
+            "  trex status --watch\n"
+            f"  trex sql --listener {OBSERVER} 'SELECT * FROM members'\n\n"
+            "Ctrl-C ends it all.",
+            soft_wrap=True,
+        )
+        self._live.update("running until Ctrl-C or SIGTERM")
+        await anyio.sleep_forever()
+
+    # --- small verbs ------------------------------------------------------------------------
+
+    async def _sql(self, sql: str) -> QueryResult:
+        path = self._cluster.directory / OBSERVER / SOCKET_FILE
+        return await query_socket_async(path, sql, at_least_slot=self._known.slot)
+
+    def _joined(self) -> tuple[tuple[str, str, str, int, int], ...]:
+        """What the members that live were acknowledged last: id, zone, state, lease, slot."""
+        rows = []
+        for name in self._names[1:]:
+            lines = self._cluster.children[name].output.splitlines()
+            last = [json.loads(line) for line in lines if JOINED in line][-1]
+            rows.append((name, ZONE, "up", last["lease"], last["slot"]))
+        return tuple(sorted(rows))
+
+    def _done(self, text: str, began_s: float) -> None:
+        self._say(f"{text} [dim]({time.monotonic() - began_s:.1f} s)[/]")
+
+    def _say(self, text: str) -> None:
+        self._console.print(f"[green]✓[/] {text}")
+
+    def _harm(self, text: str) -> None:
+        self._console.print(f"[red]✗[/] {text}")
+
+    def _explained(self, errors: BaseExceptionGroup[BaseException]) -> str:
+        error: BaseException = errors
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        why = str(error) or type(error).__name__
+        return f"{why}\n(what each process said is in {self._cluster.directory / 'logs'})"
+
+
+_TROUBLE: Final = (
+    TrexError,
+    SqlError,
+    TimeoutError,
+    ChildProcessError,
+    CalledProcessError,
+    OSError,
+    DemoFailedError,
+)
+
+
+async def _line(child: Child, pattern: str, since: int = 0) -> re.Match[str]:
+    """Wait for a line of a child, in a thread of its own."""
+    return await anyio.to_thread.run_sync(
+        child.wait_for_line, pattern, START_S, since, abandon_on_cancel=True
+    )
+
+
+async def _on_signal(interrupted: anyio.Event, scope: anyio.CancelScope) -> None:
+    """Ctrl-C and SIGTERM end the story where it is."""
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for _ in signals:
+            interrupted.set()
+            scope.cancel()
+
+
+def _shown(result: QueryResult, title: str) -> Table:
+    table = Table(*result.columns, title=title, title_justify="left")
+    for row in result.rows:
+        table.add_row(*(str(value) for value in row))
+    return table
