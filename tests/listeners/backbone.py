@@ -12,7 +12,7 @@ import hashlib
 import random
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
 from trex_core.cluster import ClusterConfig, StreamConfig, VoterEntry
@@ -99,12 +99,14 @@ class Backbone:
         self.asked: list[tuple[int, CatchupMessage]] = []
         # knobs
         self.repairs = True
+        self.mute = False  # nothing is multicast: as if all leaders were gone
         self.retained_from = 1
         self.snapshot: tuple[int, bytes] | None = None
         self.silent: set[int] = set()
         self.down: set[int] = set()
         self.break_at: dict[int, int] = {}  # voter -> offset of a snapshot where it hangs up
         self.entries_max = 512
+        self._stirred = asyncio.Event()
         self._open: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}
         self._counter = 0
         self._sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -203,6 +205,7 @@ class Backbone:
         def beat() -> None:
             nonlocal beating
             self.heartbeat()
+            self._stirred.set()
             beating = loop.call_later(heartbeat_s, beat)
 
         if heartbeat_s:
@@ -222,6 +225,13 @@ class Backbone:
             while self._open:
                 await asyncio.wait(list(self._open.values()), timeout=5)
 
+    async def until(self, condition: Callable[[], bool], deadline_s: float = 20) -> None:
+        """Wait until ``condition()``, looked at after each heartbeat and each answer."""
+        async with asyncio.timeout(deadline_s):
+            while not condition():
+                self._stirred.clear()
+                await self._stirred.wait()
+
     def _hear(self, ears: socket.socket) -> None:
         while True:
             try:
@@ -235,7 +245,8 @@ class Backbone:
                 continue
             if isinstance(message, RepairRequest):
                 self.requests.append(message)
-                if self.repairs and message.responder not in self.down:
+                held = message.first >= self.retained_from
+                if self.repairs and held and message.responder not in self.down:
                     last = min(message.last, self.tip, message.first + 255)
                     self.counted[f"repaired_by_{message.responder}"] += 1
                     self.stream(message.first, last, sender=message.responder, repair=True)
@@ -253,6 +264,7 @@ class Backbone:
                 for whole in buffer.feed(data):
                     request = decode_catchup(whole.body)
                     self.asked.append((voter, request))
+                    self._stirred.set()
                     answer = self.answer(voter, request)
                     if answer is None:
                         return
