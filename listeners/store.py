@@ -36,6 +36,7 @@ join, uniqueness comes from the state, and a primary key costs every batch more 
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
 from collections import deque
@@ -448,33 +449,37 @@ class Store:
         Raises :class:`StoreError` if it belongs to another cluster or listener, has a newer
         format, is in use, is damaged, or is no store at all.
         """
-        try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            root = duckdb.connect(
-                str(path),
-                config={
-                    "threads": threads,
-                    "memory_limit": f"{memory_bytes}B",
-                    "temp_directory": "",
-                    "autoinstall_known_extensions": "false",
-                    "autoload_known_extensions": "false",
-                    "allow_community_extensions": "false",
-                    "allow_persistent_secrets": "false",
-                    "python_enable_replacements": "false",
-                },
-            )
-        except (duckdb.Error, OSError) as error:
-            raise _not_opened(path, error) from error
-        try:
-            with _named(path):
-                root.execute("SET enable_external_access = false")
-                root.execute("SET lock_configuration = true")
-                store = cls(path, root)
-                store._identify(cluster_id, name)
-                store._read()
-        except BaseException:
-            root.close()
-            raise
+        path = path.absolute()
+        with _taken(path):
+            try:
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                if not path.exists():
+                    _make(path, cluster_id, name)
+                root = duckdb.connect(
+                    str(path),
+                    config={
+                        "threads": threads,
+                        "memory_limit": f"{memory_bytes}B",
+                        "temp_directory": "",
+                        "autoinstall_known_extensions": "false",
+                        "autoload_known_extensions": "false",
+                        "allow_community_extensions": "false",
+                        "allow_persistent_secrets": "false",
+                        "python_enable_replacements": "false",
+                    },
+                )
+            except (duckdb.Error, OSError) as error:
+                raise _not_opened(path, error) from error
+            try:
+                with _named(path):
+                    root.execute("SET enable_external_access = false")
+                    root.execute("SET lock_configuration = true")
+                    store = cls(path, root)
+                    store._identify(cluster_id, name)
+                    store._read()
+            except BaseException:
+                root.close()
+                raise
         return store
 
     @property
@@ -574,36 +579,19 @@ class Store:
         with self._root_lock, suppress(duckdb.Error):
             self._writer.close()
             self._root.close()
+        _in_use.discard(self.path)
 
     # --- opening
 
     def _identify(self, cluster_id: bytes, name: str) -> None:
-        """Make the tables of a new file; refuse a file that is not ours."""
-        found = self._writer.execute(
-            "SELECT schema_name, table_name FROM duckdb_tables()"
-        ).fetchall()
-        if not found:
-            self._commit(
-                [
-                    *(_Statement(sql, ()) for sql in _CREATE),
-                    _Statement(
-                        "INSERT INTO internal.identity VALUES ($1, $2, $3)",
-                        (FORMAT, cluster_id, name),
-                    ),
-                    _Statement(
-                        "INSERT INTO internal.cursor VALUES (0, ''::BLOB, 0, 0, 0, ''::BLOB, 1)", ()
-                    ),
-                    *_inserts(_RING, map(_ring_json, EMPTY_RING.ranges())),
-                ]
-            )
-            return
+        """Refuse a file that is not ours."""
+        found = self._rows("SELECT schema_name, table_name FROM duckdb_tables()")
         if ("internal", "identity") not in found:
             raise StoreError(f"{self.path} is a DuckDB file, but no listener's store; {_AWAY}")
-        row = self._writer.execute(
-            "SELECT format, cluster_id, name FROM internal.identity"
-        ).fetchone()
-        if row is None:
+        rows = self._rows("SELECT format, cluster_id, name FROM internal.identity")
+        if len(rows) != 1:
             raise StoreError(f"{self.path} is damaged: it does not say whose it is; {_AWAY}")
+        row = rows[0]
         if row[0] > FORMAT:
             raise StoreError(
                 f"{self.path} has format {row[0]}, this program knows up to {FORMAT}: "
@@ -726,6 +714,53 @@ class Store:
             raise
 
 
+_in_use: Final[set[Path]] = set()
+"""Files open in this process: DuckDB's own lock only keeps other processes away."""
+
+
+@contextmanager
+def _taken(path: Path) -> Iterator[None]:
+    """Mark ``path`` as in use, unless opening it fails."""
+    if path in _in_use:
+        raise StoreError(f"{path} is in use by this process already: close it first")
+    _in_use.add(path)
+    try:
+        yield
+    except BaseException:
+        _in_use.discard(path)
+        raise
+
+
+def _make(path: Path, cluster_id: bytes, name: str) -> None:
+    """Make a new store: beside, then renamed, so that a crash leaves all of it or none."""
+    beside = path.with_name(path.name + ".new")
+    # A log without its file is of one that was moved away: it must not be replayed into this one.
+    for leftover in (
+        beside,
+        path.with_name(path.name + ".new.wal"),
+        path.with_name(path.name + ".wal"),
+    ):
+        leftover.unlink(missing_ok=True)
+    with duckdb.connect(str(beside)) as connection:
+        connection.begin()
+        for sql in _CREATE:
+            connection.execute(sql)
+        connection.execute(
+            "INSERT INTO internal.identity VALUES ($1, $2, $3)", (FORMAT, cluster_id, name)
+        )
+        connection.execute("INSERT INTO internal.cursor VALUES (0, ''::BLOB, 0, 0, 0, ''::BLOB, 1)")
+        for statement in _inserts(_RING, map(_ring_json, EMPTY_RING.ranges())):
+            connection.execute(statement.sql, statement.parameters)
+        connection.commit()
+        connection.execute("CHECKPOINT")
+    beside.rename(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
 def _logged(slots: Sequence[AppliedSlot], values: Sequence[Value]) -> Iterator[_Statement]:
     yield from _inserts(_COMMITS, map(_commit_json, slots, values))
     yield from _inserts(
@@ -779,7 +814,7 @@ def _named(path: Path) -> Iterator[None]:
 
 def _not_opened(path: Path, error: Exception) -> StoreError:
     text = _first_line(error)
-    if "lock" in text:
+    if "Could not set lock" in text:
         return StoreError(f"{path} is in use by another process: stop it first ({text})")
     if isinstance(error, OSError) or "Permission" in text:
         return StoreError(f"{path} cannot be opened: {text}")
