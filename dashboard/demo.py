@@ -135,7 +135,8 @@ class _Story:
                     if self._keep:
                         await self._stay()
                     group.cancel_scope.cancel()
-                self._live.update("stopping every process")
+                self._live.update("every process stops")
+                await anyio.to_thread.run_sync(cluster.stop)
         except* _TROUBLE as group_of_errors:
             raise DemoFailedError(self._explained(group_of_errors)) from group_of_errors
         if interrupted.is_set() and not self._keep:

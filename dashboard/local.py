@@ -36,6 +36,9 @@ LINES_KEPT: Final = 20_000
 TERMINATE_S: Final = 10.0
 """Seconds a child gets to stop after SIGTERM before it is killed."""
 
+FORMAT_S: Final = 60.0
+"""Seconds the formatting of all voters may take."""
+
 _LIFELINE: Final = """
 import ctypes, os, signal, sys
 parent, *command = sys.argv[1:]
@@ -266,8 +269,13 @@ class LocalCluster:
                 self._name, len(self.voter_ids), self._block.ports, self._timing, self._journal
             )
         )
-        for voter in self.voter_ids:
-            self.format_voter(voter)
+        formatting = [
+            self.start(f"format-{voter}", "voters", "format", "--id", str(voter))
+            for voter in self.voter_ids
+        ]
+        for child in formatting:
+            if child.wait(FORMAT_S) != 0:
+                raise ChildProcessError(f"{child.name} failed: {child.log.read_text()}")
         return self
 
     def __exit__(
@@ -278,8 +286,9 @@ class LocalCluster:
     ) -> None:
         self.close()
 
-    def close(self) -> None:
-        """End every child, politely first, and free the ports."""
+    def stop(self) -> None:
+        """End every child in order with SIGTERM: members give their leases back, voters write
+        their stop record. Who takes longer than TERMINATE_S is killed."""
         running = [child for child in self.children.values() if child.running]
         for child in running:
             child.resume()
@@ -287,6 +296,14 @@ class LocalCluster:
         deadline = time.monotonic() + TERMINATE_S
         for child in running:
             child.terminate(max(0.1, deadline - time.monotonic()))
+
+    def close(self) -> None:
+        """Kill every child that still runs, and free the ports."""
+        running = [child for child in self.children.values() if child.running]
+        for child in running:
+            child.send(signal.SIGKILL)
+        for child in running:
+            child.process.wait()
         if self._block is not None:
             self._block.close()
             self._block = None
@@ -295,20 +312,6 @@ class LocalCluster:
     def environment(self) -> dict[str, str]:
         """What a program needs in its environment to find this cluster."""
         return {"TREX_CONFIG": str(self.config_path), "PYTHONUNBUFFERED": "1"}
-
-    def run(self, *arguments: str | Path, timeout_s: float = 60.0) -> str:
-        """Run ``python -m`` with ``arguments`` to its end; its output. Raises
-        ``subprocess.CalledProcessError`` unless it exits with 0."""
-        return subprocess.run(
-            [sys.executable, "-m", *map(str, arguments)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **self.environment},
-            text=True,
-            timeout=timeout_s,
-            check=True,
-        ).stdout
 
     def start(self, name: str, *arguments: str | Path) -> Child:
         """Start ``python -m`` with ``arguments`` as the child ``name``."""
@@ -322,10 +325,6 @@ class LocalCluster:
         )
         self.children[name] = child
         return child
-
-    def format_voter(self, voter: int) -> None:
-        """Make the empty journal of a voter."""
-        self.run("voters", "format", "--id", str(voter))
 
     def start_voter(self, voter: int) -> Child:
         """Start voter ``voter``, the first time or again."""
