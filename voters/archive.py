@@ -80,7 +80,13 @@ from trex_core.wire import (
     frame,
     unframe,
 )
-from voters.config import StartError, VoterPaths, read_cluster, voter_paths
+from voters.config import (
+    StartError,
+    VoterPaths,
+    decode_setup,
+    read_cluster,
+    voter_paths,
+)
 from voters.frames import bind_error, keep_alive
 from voters.journal import (
     SECTOR_BYTES,
@@ -766,18 +772,23 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the archive of one voter until standard input ends. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m voters.archive", description=__doc__)
     parser.add_argument("--config", type=Path, default=None, help="cluster.toml")
-    parser.add_argument("--id", type=int, required=True, help="id of the voter it reads for")
+    parser.add_argument("--id", type=int, default=0, help="id of the voter it reads for")
+    parser.add_argument("--setup", default="", help="instead of both: config.Setup as JSON")
     options = parser.parse_args(arguments)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.getLogger("trex").addHandler(handler)
     try:
-        cluster, base = read_cluster(options.config)
-        paths = voter_paths(cluster, options.id, base)
+        if options.setup:
+            setup = decode_setup(options.setup)
+            cluster, voter_id, paths = setup.cluster, setup.voter, setup.paths
+        else:
+            cluster, base = read_cluster(options.config)
+            voter_id, paths = options.id, voter_paths(cluster, options.id, base)
         if not paths.journal.is_dir():
             raise StartError(f"{paths.journal}: there is no journal here; start the voter first")
         options_of_loop = {"use_uvloop": importlib.util.find_spec("uvloop") is not None}
-        anyio.run(_run, cluster, options.id, paths, backend_options=options_of_loop)
+        anyio.run(_run, cluster, voter_id, paths, backend_options=options_of_loop)
     except (ConfigError, StartError) as error:
         print(f"trex-voter archive: {error}", file=sys.stderr)  # noqa: T201 - for a person
         return 1

@@ -293,6 +293,40 @@ def test_seeks_anywhere_across_segments(tmp_path: Path) -> None:
     play(story())
 
 
+def test_values_accepted_long_before_they_are_fixed(tmp_path: Path) -> None:
+    """The accepts of a slot stand one or more segments before the record that it is fixed."""
+
+    async def story() -> None:
+        async with scene(tmp_path) as stage:
+            voter, follower = stage.voter, await stage.follower()
+            for _ in range(14):
+                first = voter.tip + 1
+                values = tuple(value(slot, 900) for slot in range(first, first + 150))
+                voter.note(first, values)
+                for at in range(0, 150, 30):
+                    accept = AcceptRecord(BALLOT, first + at, values[at : at + 30])
+                    voter.writer.commit(accept)
+                for last in range(first + 3, first + 150, 7):
+                    voter.writer.commit(FixedRecord(last, voter.chains[last]))
+                last = first + 149
+                voter.writer.commit(FixedRecord(last, voter.chains[last]))
+                await follower.follow(voter, first, 5000)
+            assert voter.writer.journal.segments > 15
+            cold = await stage.follower()
+            await cold.follow(voter, 1, 30_000)
+            for first in random.Random(2).sample(range(1, voter.tip), 80):
+                answer = await cold.entries(first, 2000)
+                assert answer.chain_before == voter.chains[first - 1]
+                assert answer.values[0] == voter.values[first]
+            fresh = Archive(voter.paths, CLUSTER)
+            for first in random.Random(3).sample(range(1, voter.tip), 40):
+                answer, _ = await fresh.answer(CatchupRequest("test", first, 2000), None)
+                assert isinstance(answer, CatchupEntries), f"slot {first}: {answer}"
+                assert answer.values[0] == voter.values[first]
+
+    play(story())
+
+
 def test_half_written_entry_is_not_there_yet(tmp_path: Path) -> None:
     async def story() -> None:
         async with scene(tmp_path) as stage:

@@ -395,6 +395,35 @@ def test_lost_end_of_an_earlier_segment_is_refused() -> None:
         recover(held, CLUSTER, VOTER)
 
 
+def test_a_bit_flip_in_the_header_of_a_segment_just_opened_is_refused() -> None:
+    segments, *_ = small_journal()
+    (_, first), (number, last) = segments
+    *_, end = [end for *_, end in entries(number, last, CLUSTER, True)]
+    header, tail = open_segment(Identity(CLUSTER, VOTER, 77, 2), 3, first_state(CLUSTER), 8, end)
+    opened_only = header.data.ljust(4096, b"\0")
+    held = {1: first, 2: last, 3: opened_only}
+    assert not isinstance(recovered_or_error(held), JournalError)
+    for at in range(tail.offset):
+        flipped = bytearray(opened_only)
+        flipped[at] ^= 1 << (at % 8)
+        outcome = recovered_or_error({**held, 3: bytes(flipped)})
+        assert isinstance(outcome, JournalError), f"byte {at}"
+        assert (outcome.path.name, outcome.offset) == (segment_name(3), 0), f"byte {at}"
+
+
+def test_lost_promise_at_the_end_of_an_earlier_segment_is_refused() -> None:
+    identity = Identity(CLUSTER, VOTER, 77, 1)
+    state = first_state(CLUSTER)
+    header, tail = open_segment(identity, 1, state, 0, 0)
+    promise, after = place(identity, tail, (PromiseRecord(BALLOT),), state, 4096)
+    following, _ = open_segment(identity, 2, state, 0, after.offset)
+    whole = header.data + promise.data
+    assert recover([(1, whole), (2, following.data)], CLUSTER, VOTER)[1][1:3]
+    held = [(1, header.data.ljust(len(whole), b"\0")), (2, following.data)]
+    with pytest.raises(JournalError, match="the next segment says it was synced up to byte"):
+        recover(held, CLUSTER, VOTER)
+
+
 def test_every_way_to_tear_the_last_write_gives_the_prefix_or_the_whole() -> None:
     segments, batches, ends = small_journal()
     (_, first), (_, last) = segments
