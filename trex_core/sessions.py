@@ -172,8 +172,8 @@ def _trimmed(
     slot: int,
 ) -> Session:
     """The session used at ``slot``, without the results that the client acknowledged or that are
-    over the limits."""
-    unanswered = max(before.unanswered, min(unanswered, expected))
+    over the limits. No command acknowledges itself."""
+    unanswered = max(before.unanswered, min(unanswered, before.next))
     drop = max(0, unanswered - (expected - len(results)), len(results) - SESSION_RESULTS_MAX)
     for _, _, body in results[:drop]:
         result_bytes -= len(body)

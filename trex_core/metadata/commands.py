@@ -229,7 +229,8 @@ class Reason:
     CAS_FAILED: Final = "cas_failed"
     LEASE_NOT_FOUND: Final = "lease_not_found"
     QUOTA: Final = "quota"
-    """A limit of this module would be passed; the detail names it. Deletes always pass."""
+    """A limit of this module would be passed; the detail names it. Deletes always pass (but for
+    that of a ring setting whose default makes more tokens)."""
 
 
 class Done(msgspec.Struct, frozen=True, array_like=True, tag=60, gc=False):

@@ -184,6 +184,8 @@ def _config_delete(state: MetadataState, key: str) -> _Applied:
         keys=state.keys.edited((key,), ()),
         row_bytes=state.row_bytes - row_bytes(old),
     )
+    if key == TOKENS_PER_WEIGHT_KEY:
+        _check_tokens(state, after)
     return after, (Change("config", key, old, None),)
 
 
