@@ -320,9 +320,9 @@ def test_values_accepted_long_before_they_are_fixed(tmp_path: Path) -> None:
                 assert answer.values[0] == voter.values[first]
             fresh = Archive(voter.paths, CLUSTER)
             for first in random.Random(3).sample(range(1, voter.tip), 40):
-                answer, _ = await fresh.answer(CatchupRequest("test", first, 2000), None)
-                assert isinstance(answer, CatchupEntries), f"slot {first}: {answer}"
-                assert answer.values[0] == voter.values[first]
+                found, _ = await fresh.answer(CatchupRequest("test", first, 2000), None)
+                assert isinstance(found, CatchupEntries), f"slot {first}: {found}"
+                assert found.values[0] == voter.values[first]
 
     play(story())
 
