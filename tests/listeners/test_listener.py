@@ -10,6 +10,7 @@ import sys
 from contextlib import asynccontextmanager
 
 import anyio
+import msgspec
 import pytest
 
 from listeners import (
@@ -28,6 +29,7 @@ from listeners.source import drop_share
 from listeners.sql import SqlDeadlineError, SqlInvalidError
 from listeners.store import StoreError
 from tests.listeners.backbone import BALLOT, Backbone, make_cluster
+from tests.listeners.workload import engine, put, replayed, same, workload
 from trex_core.cluster import ConfigError
 from trex_core.learner import LearnerConfig
 from trex_core.machine import TooOld
@@ -37,79 +39,19 @@ from trex_core.messages import (
     SnapshotRequest,
     StreamRun,
     Value,
-    decode_value,
 )
 from trex_core.metadata.commands import (
     LEVEL,
-    ConfigDelete,
-    ConfigPut,
     LeaseGrant,
     LeaseRevoke,
     MemberJoin,
-    MemberLeave,
-    MemberUpdate,
-    encode_command,
 )
-from trex_core.metadata.state import EMPTY, MetadataState, apply, ring_of, state_chunks
-from trex_core.sessions import NO_SESSIONS, deliver
+from trex_core.metadata.state import EMPTY, MetadataState, ring_of, state_chunks
 from trex_core.snapshot import encode_snapshot
 from trex_core.state import chain_next
 
 DEADLINE_S = 20
 QUICK = ListenerOptions(learner=LearnerConfig("", (), silence_ms=150, retry_ms=5))
-
-
-def engine(command) -> Value:
-    return Value(Kind.ENGINE, BALLOT, 1_700_000_000_000, command=encode_command(command))
-
-
-def put(key: str, value: str) -> Value:
-    return engine(ConfigPut(key, value))
-
-
-def workload(draw: random.Random, count: int) -> list[Value]:
-    """All kinds of commands, some of them rejected, with no-ops between them."""
-    values: list[Value] = []
-    for n in range(count):
-        member = f"m{draw.randrange(40)}"
-        values.append(
-            draw.choice(
-                (
-                    Value(Kind.NOOP, BALLOT),
-                    put(f"k{draw.randrange(50)}", "v" * draw.randrange(300)),
-                    put(f"k{draw.randrange(50)}", str(n)),
-                    engine(ConfigDelete(f"k{draw.randrange(50)}")),
-                    engine(MemberJoin(member, zone=f"z{draw.randrange(3)}")),
-                    engine(MemberJoin(member)),
-                    engine(MemberUpdate(member, state=draw.choice(("up", "draining")))),
-                    engine(MemberLeave(member)),
-                    engine(LeaseGrant(1000)),
-                    engine(LeaseRevoke(draw.randrange(1, n + 2))),
-                    Value(Kind.OPEN, BALLOT),
-                )
-            )
-        )
-    return values
-
-
-def replayed(backbone: Backbone, last: int | None = None):
-    """(state, sessions, {slot: changes}) of the log, by the same functions in one plain fold."""
-    state, sessions, changed = EMPTY, NO_SESSIONS, {}
-
-    def applied(slot: int, command: bytes) -> tuple[int, bytes]:
-        nonlocal state
-        state, result, changes = apply(state, slot, command)
-        if changes:
-            changed[slot] = changes
-        return 0, result
-
-    for slot, data in enumerate(backbone.log[:last], 1):
-        sessions, _ = deliver(sessions, slot, decode_value(data), applied)
-    return state, sessions, changed
-
-
-def same(one: MetadataState, other: MetadataState) -> bool:
-    return b"".join(state_chunks(one)) == b"".join(state_chunks(other))
 
 
 def cut_snapshot(backbone: Backbone) -> None:
@@ -762,8 +704,6 @@ if sys.argv[3] == "wait":
 
 
 def _as_json(cluster_config) -> str:
-    import msgspec
-
     return msgspec.json.encode(cluster_config).decode()
 
 
