@@ -123,7 +123,7 @@ def verify_(voter: Id, config: Config = None) -> None:
 
 async def _run(cluster: ClusterConfig, voter: int, paths: VoterPaths) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with open_voter(cluster, voter, paths):
+        async with open_voter(cluster, voter, paths.directory, journal_directory=paths.journal):
             gc.collect()
             gc.freeze()
             gc.set_threshold(GC_OBJECTS, 20, 50)

@@ -53,3 +53,30 @@ def read_cluster(path: Path | None) -> tuple[ClusterConfig, Path]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file} is not text in UTF-8") from error
     return parse_cluster(text, str(file)), file.resolve().parent
+
+
+class Setup(msgspec.Struct, frozen=True):
+    """All that the archive process must know, as one command line argument (JSON)."""
+
+    cluster: ClusterConfig
+    voter: int
+    directory: str
+    journal: str
+    snapshots: str
+
+    def encode(self) -> str:
+        """As JSON."""
+        return msgspec.json.encode(self).decode()
+
+    @property
+    def paths(self) -> VoterPaths:
+        """The directories."""
+        return VoterPaths(Path(self.directory), Path(self.journal), Path(self.snapshots))
+
+
+def decode_setup(text: str) -> Setup:
+    """The inverse of :meth:`Setup.encode`. Raises :class:`ConfigError`."""
+    try:
+        return msgspec.json.decode(text, type=Setup)
+    except ValueError as error:
+        raise ConfigError(f"--setup: {error}") from error

@@ -79,7 +79,7 @@ class FrameConnection(asyncio.Protocol):
         raise NotImplementedError
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "write")
+        """Register, or be turned away."""
         self.transport = transport  # type: ignore[assignment]  # uvloop's has its own class
         self.since = self.server.loop.time()
         self.open = True
@@ -87,6 +87,7 @@ class FrameConnection(asyncio.Protocol):
         self.server.admit(self)
 
     def data_received(self, data: bytes) -> None:
+        """Cut into frames and take each."""
         try:
             frames = self._buffer.feed(data)
             done = sum(HEADER_BYTES + len(frame.body) for frame in frames)
@@ -100,9 +101,11 @@ class FrameConnection(asyncio.Protocol):
             self.close(f"dropped.{error.reason}")
 
     def eof_received(self) -> bool:
+        """The other end said all: close."""
         return False
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """Forget the connection."""
         self.open = False
         self.server.connections.pop(self, None)
 

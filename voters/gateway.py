@@ -58,6 +58,7 @@ class Client(FrameConnection):
         self._paused = False
 
     def on_frame(self, frame: Frame) -> None:
+        """Take one request."""
         if frame.parts != 1:
             raise FrameError("part")
         try:
@@ -135,6 +136,7 @@ class Gateway(FrameServer):
         return self
 
     def connection(self) -> FrameConnection:
+        """A new client."""
         return Client(self)
 
     def take_in(self, client: Client, request: ClientRequest) -> None:

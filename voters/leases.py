@@ -85,7 +85,7 @@ class LeaseClock:
         return tuple(due)
 
     def give_up(self, leases: Iterable[int]) -> None:
-        """The expiry of ``leases`` was surely not proposed: they may be renewed, or expire later."""
+        """The expiry of ``leases`` was surely not proposed: they may live on, or expire later."""
         for lease in leases:
             if lease in self._expiring:
                 self._expiring.discard(lease)

@@ -175,13 +175,15 @@ class Publisher:
         """Is there something that :meth:`pump` has not sent yet?"""
         return bool(self._queue or self._ranges)
 
-    def pump(self, now_s: float) -> None:
-        """Send a burst of the stream, and then repairs as far as their cap allows."""
+    def pump(self, now_s: float) -> bool:
+        """Send a burst of the stream, and then repairs as far as their cap allows. True if
+        something is left for another time."""
         queue = self._queue
         for _ in range(min(self._burst_datagrams, len(queue))):
             self._send(queue.popleft())
         if self._ranges:
             self._repair(now_s)
+        return self.waiting
 
     def _repair(self, now_s: float) -> None:
         self._tokens = min(

@@ -23,9 +23,10 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Final, TypeAlias
 
 import anyio
@@ -76,17 +77,19 @@ from trex_core.state import (
     Propose,
     Receive,
     Record,
+    Role,
     Send,
     StartHandOver,
     State,
     Tick,
     first_state,
 )
-from trex_core.wire import Identity, encode_body
+from trex_core.wire import encode_body
 from voters.catchup import CatchUpClient
-from voters.config import StartError, VoterFailedError, VoterPaths
+from voters.child import check_port, keep_archive
+from voters.config import Setup, VoterFailedError, VoterPaths
 from voters.gateway import Client, Gateway
-from voters.journal import Journal, JournalError, JournalFailedError
+from voters.journal import Journal, JournalFailedError, format_journal
 from voters.leases import LeaseClock
 from voters.logs import LOG, log
 from voters.publisher import Publisher
@@ -151,13 +154,17 @@ def role_name(state: State) -> str:
     return type(state.role).__name__.lower()
 
 
+def _own_ballot(role: Role) -> Ballot:
+    return role.ballot if isinstance(role, Leader | Candidate) else NO_BALLOT
+
+
 def difference(before: State, after: State) -> dict[str, object] | None:
     """What an operator must know of the way from one state to another: role, ballot, leader and
     why; None if nothing of it changed."""
     role, was = after.role, before.role
-    if type(role) is type(was) and after.leader == before.leader:
-        if not (isinstance(role, Leader | Candidate) and role.ballot != was.ballot):  # type: ignore[union-attr]
-            return None
+    same_role = type(role) is type(was) and _own_ballot(role) == _own_ballot(was)
+    if same_role and after.leader == before.leader:
+        return None
     match role:
         case Leader(ballot=ballot):
             why = "a quorum promised"
@@ -205,7 +212,7 @@ class Voter:
         self.replica: Final = replica
         self.counters: dict[str, int] = {}
         self.failure: VoterFailedError | None = None
-        self.on_failure: Callable[[], None] = lambda: None
+        self._on_failure: Callable[[], None] | None = None
         self._loop = asyncio.get_running_loop()
         self._journal = journal
         self._snapshots = snapshots
@@ -253,10 +260,11 @@ class Voter:
 
     # --- life -------------------------------------------------------------------------------
 
-    async def _open(self) -> None:
-        """Bind all ports. Raises :class:`StartError`."""
+    async def bind(self) -> None:
+        """Bind all ports. Raises ``StartError`` naming the port and its key."""
         stream = self.cluster.stream
         entry = self.cluster.voter(self._me)
+        check_port(entry)
         self._catchup = CatchUpClient(
             self.cluster, self.identity, self._snapshots, self.inject, self.install
         )
@@ -272,7 +280,11 @@ class Voter:
         self._publisher.reset(self.state.fixed, self.state.chain)
         self._gateway = await Gateway.open(self.identity, entry, self.count, self._schedule)
 
-    def _run(self) -> None:
+    def start(self, archive: Coroutine[None, None, None], on_failure: Callable[[], None]) -> None:
+        """Begin to take part. ``archive`` runs beside; ``on_failure`` is called if the voter must
+        stop itself, with ``failure`` set."""
+        self._on_failure = on_failure
+        self._tasks.append(self._loop.create_task(archive))
         self._loop.add_reader(self._journal.wakeup_fd, self._on_synced)
         self._tasks.append(self._loop.create_task(self._catchup.run()))
         self._running = True
@@ -311,7 +323,8 @@ class Voter:
         self.failure = VoterFailedError(why)
         self.failure.__cause__ = error
         log(logging.ERROR, "voter.run.failed", voter=self._me, why=why)
-        self.on_failure()
+        if self._on_failure is not None:
+            self._on_failure()
 
     def count(self, name: str) -> None:
         """Count one occurrence of a named thing (see ``Status.counters``)."""
@@ -361,7 +374,7 @@ class Voter:
             self._fail(f"a rule of the protocol was broken: {error}", error)
         except (JournalFailedError, TooOld, HaltedError) as error:
             self._fail(str(error), error)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a state nobody foresaw must not go on
             LOG.exception("voter.turn.raised")
             self._fail(f"unexpected {type(error).__name__}: {error}", error)
 
@@ -597,9 +610,8 @@ class Voter:
             return
         self._fold(Propose(tuple(values)))
         after = self.state.role
-        assert isinstance(after, Leader) and after.next_slot == role.next_slot + len(values), (
-            "a leader with room proposes"
-        )
+        assert isinstance(after, Leader)
+        assert after.next_slot == role.next_slot + len(values), "a leader with room proposes"
         first = after.next_slot - len(waiting)
         for slot, (client, request_id) in enumerate(waiting, first):
             self._pending[slot] = (client, request_id, values[slot - role.next_slot])
@@ -771,7 +783,7 @@ class Voter:
             return False
         answered: asyncio.Future[bool] = self._loop.create_future()
 
-        def reply(done: bool, detail: str) -> None:
+        def reply(done: bool, _detail: str) -> None:
             if not answered.done():
                 answered.set_result(done)
 
@@ -841,10 +853,8 @@ class Voter:
         publisher = self._publisher
         for request in self._transport.drain_repairs(REPAIRS_PER_TURN):
             publisher.request(request)
-        if publisher.waiting:
-            publisher.pump(now_s)
-            if publisher.waiting and self._pump_timer is None:
-                self._pump_timer = self._loop.call_later(PUMP_AGAIN_S, self._pump_again)
+        if publisher.waiting and publisher.pump(now_s) and self._pump_timer is None:
+            self._pump_timer = self._loop.call_later(PUMP_AGAIN_S, self._pump_again)
         if now_s >= self._next_tip_s or publisher.announce:
             state = self.state
             leading = isinstance(state.role, Leader)
@@ -966,7 +976,8 @@ async def recover(
             state, fixed=snapshot.slot, chain=snapshot.chain, genesis=snapshot.genesis
         )
     pause_s = time.monotonic() + RECOVERY_PAUSE_S
-    for state, runs in journal.replay(state):  # noqa: B007  the last one is what counts
+    for recovered, runs in journal.replay(state):
+        state = recovered
         for run in runs:
             for _ in replica.apply(run):
                 pass
@@ -976,28 +987,53 @@ async def recover(
     return state, replica, snapshot.slot if snapshot is not None else 0
 
 
+def directories(directory: Path, journal_directory: Path | None = None) -> VoterPaths:
+    """Where a voter with the data directory ``directory`` keeps its files."""
+    return VoterPaths(
+        directory, journal_directory or directory / "journal", directory / "snapshots"
+    )
+
+
+def format_voter(
+    cluster: ClusterConfig,
+    voter_id: int,
+    directory: Path,
+    *,
+    journal_directory: Path | None = None,
+) -> int:
+    """Make the first journal of a new voter; returns its incarnation. Once in a voter's life.
+    Raises ``JournalError`` if there is a journal, and ``ConfigError`` for an unknown voter."""
+    cluster.voter(voter_id)
+    paths = directories(directory, journal_directory)
+    return format_journal(paths.journal, cluster.cluster_id_bytes, voter_id)
+
+
 @asynccontextmanager
 async def open_voter(
     cluster: ClusterConfig,
     voter_id: int,
-    paths: VoterPaths,
+    directory: Path,
     machine: Machine | None = None,
+    *,
+    journal_directory: Path | None = None,
 ) -> AsyncIterator[Voter]:
-    """Run voter ``voter_id`` of ``cluster`` for as long as the context is open.
+    """Run voter ``voter_id`` of ``cluster`` in ``directory`` while the context is open.
 
     ``machine`` is the deterministic state machine to replicate (see ``trex_core.machine``); the
-    metadata service unless given.  The journal must have been formatted.  The voter has recovered,
-    listens and takes part when the context is entered.  On leaving it hands leadership over, if it
-    leads, for up to HAND_OVER_S seconds, and ends its journal in order.
+    metadata service unless given.  The journal must have been made by :func:`format_voter` and is
+    in ``directory/journal`` unless ``journal_directory`` says otherwise.  When the context is
+    entered the voter has recovered, listens, and takes part; its archive process is starting.  On
+    leaving it hands leadership over, if it leads, for up to HAND_OVER_S seconds, and ends its
+    journal in order.  Needs an asyncio event loop.
 
-    Raises :class:`StartError` (a port is taken), :class:`JournalError` (missing, foreign, in use
-    or damaged journal); :class:`VoterFailedError` inside the context, which is then cancelled, when the
-    voter had to stop itself.
+    Raises ``ConfigError`` (no such voter), ``StartError`` (a port is taken), ``JournalError``
+    (missing, foreign, in use or damaged journal); ``VoterFailedError`` out of the context, whose
+    body is cancelled, when the voter had to stop itself.
     """
     entry = cluster.voter(voter_id)
     limits = cluster.journal
     started_s = time.monotonic()
-    machine = MetadataMachine() if machine is None else machine
+    paths = directories(directory, journal_directory)
     journal = Journal.open(
         paths.journal,
         cluster.cluster_id_bytes,
@@ -1012,7 +1048,10 @@ async def open_voter(
             log(logging.WARNING, "voter.journal.cut", voter=voter_id, cut=str(journal.survey.cut))
         snapshots = Snapshots(paths.snapshots)
         state, replica, snapshot_slot = await recover(
-            journal, snapshots, machine, cluster.cluster_id_bytes
+            journal,
+            snapshots,
+            MetadataMachine() if machine is None else machine,
+            cluster.cluster_id_bytes,
         )
         identity = journal.start(state)
         timing = cluster.timing
@@ -1027,9 +1066,11 @@ async def open_voter(
             election_ticks_max=timing.election_ticks_max,
         )
         voter = Voter(cluster, config, state, journal, replica, snapshots, snapshot_slot)
-        await voter._open()
-        voter.on_failure = scope.cancel
-        voter._run()
+        await voter.bind()
+        setup = Setup(
+            cluster, voter_id, str(paths.directory), str(paths.journal), str(paths.snapshots)
+        )
+        voter.start(keep_archive(setup), scope.cancel)
         log(
             logging.INFO,
             "voter.ready",

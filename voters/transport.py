@@ -80,9 +80,7 @@ def udp_socket() -> socket.socket:
 def multicast_sender(stream: StreamConfig) -> socket.socket:
     """A socket that multicasts on the stream's interface with its TTL."""
     sock = udp_socket()
-    sock.setsockopt(
-        socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(stream.interface)
-    )
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(stream.interface))
     sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, stream.ttl)
     sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 1)
     return sock
@@ -200,7 +198,7 @@ class _Link(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Nothing is ever said on this side."""
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._transport = None
         self._writable = False
         self._lost.set()
@@ -228,6 +226,8 @@ class Transport:
         self._peers = frozenset(v for v in cluster.voter_ids if v != identity.sender)
         self._addresses: dict[int, Address] = {}
         self._inbox: list[Receive] = []
+        self._udp_ready = False
+        self._repairs_ready = False
         self._reassembler = Reassembler()
         self._counter = 0
         self._stream_counter = 0
@@ -283,10 +283,18 @@ class Transport:
                 f"+ 1) on interface {stream.interface}: {error.strerror or error}"
             ) from error
         await self._server.listen(me.host, me.peer_port, key)
-        loop.add_reader(self._udp, self._on_input)
-        loop.add_reader(self._repairs, self._on_input)
+        loop.add_reader(self._udp, self._on_udp)
+        loop.add_reader(self._repairs, self._on_repairs)
         self._tasks = [loop.create_task(link.run()) for link in self._links.values()]
         self._tasks.append(loop.create_task(self._resolve_for_ever()))
+
+    def _on_udp(self) -> None:
+        self._udp_ready = True
+        self._on_input()
+
+    def _on_repairs(self) -> None:
+        self._repairs_ready = True
+        self._on_input()
 
     # --- between voters ---------------------------------------------------------------------
 
@@ -325,6 +333,9 @@ class Transport:
         datagrams. Whatever is not a message of a peer is counted and dropped."""
         heard = self._inbox
         self._inbox = []
+        if not self._udp_ready:
+            return heard
+        self._udp_ready = False
         receive = self._udp.recv
         cluster_id = self._identity.cluster_id
         for _ in range(datagrams_max):
@@ -375,7 +386,10 @@ class Transport:
 
     def drain_repairs(self, datagrams_max: int) -> list[RepairRequest]:
         """Repair requests that name this voter, at most ``datagrams_max`` datagrams looked at."""
-        wanted = []
+        wanted: list[RepairRequest] = []
+        if not self._repairs_ready:
+            return wanted
+        self._repairs_ready = False
         for _ in range(datagrams_max):
             try:
                 data = self._repairs.recv(RECEIVE_BYTES)
