@@ -109,17 +109,17 @@ class Backbone:
         self._stirred = asyncio.Event()
         self._open: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}
         self._counter = 0
-        self._sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._sender.setsockopt(
+        self.sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.sender.setsockopt(
             socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1")
         )
-        self._sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 0)
+        self.sender.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 0)
         genesis = Genesis(cluster.voter_ids, tuple(v * 7 for v in cluster.voter_ids))
         self.genesis = genesis
         self.append(Value(Kind.GENESIS, BALLOT, command=encode_body(genesis)))
 
     def close(self) -> None:
-        self._sender.close()
+        self.sender.close()
 
     # -- the log --
 
@@ -139,7 +139,7 @@ class Backbone:
 
     def send_raw(self, data: bytes, *, repair_port: bool = False) -> None:
         stream = self.cluster.stream
-        self._sender.sendto(
+        self.sender.sendto(
             data, (stream.group, stream.repair_port if repair_port else stream.port)
         )
 
