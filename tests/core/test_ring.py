@@ -6,7 +6,7 @@ import random
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trex_core.metadata import ordered, ring
@@ -217,9 +217,13 @@ edits = st.one_of(
 DEFAULTS = {"replication_factor": "3", "spread": "zone", "tokens_per_weight": "8"}
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.lists(st.lists(edits, min_size=1, max_size=3), max_size=8))
-def test_incremental_ring_equals_the_dumb_twin(batches):
+@pytest.mark.parametrize("share", [0, 8])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(batches=st.lists(st.lists(edits, min_size=1, max_size=3), max_size=8))
+def test_incremental_ring_equals_the_dumb_twin(monkeypatch, share, batches):
+    monkeypatch.setattr(ring, "TOUCHED_SHARE", share)  # 0: never compare the whole ring for size
     live: dict[str, Member] = {}
     knobs = dict(DEFAULTS)
     held = EMPTY_RING

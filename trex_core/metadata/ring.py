@@ -42,6 +42,8 @@ TOKEN_MAX: Final = (1 << 64) - 1
 SPREAD_TOKENS_MAX: Final = 128
 """Tokens a walk looks at for a zone it still lacks: bounds what one change can move, and keeps a
 zone of a few small members from having to hold a copy of everything."""
+TOUCHED_SHARE: Final = 8
+"""If more than one in so many tokens is edited at once, all ranges are compared: it is cheaper."""
 REPLICATION_FACTOR_MAX: Final = 16
 TOKENS_PER_WEIGHT_MAX: Final = 64
 
@@ -298,7 +300,7 @@ class Ring:
         if after is self:
             return self, NO_DELTA
         touched = len(gone) + len(came)
-        if self.rules != after.rules or touched * 8 > after.tokens:
+        if self.rules != after.rules or touched * TOUCHED_SHARE > after.tokens:
             return after, self._whole_delta(after)
         old_rows: dict[int, Range | None] = {}
         new_rows: dict[int, Range | None] = {}
