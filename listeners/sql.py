@@ -25,6 +25,7 @@ On the socket a message is 4 bytes length (big-endian), then a MessagePack array
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import resource
@@ -75,6 +76,7 @@ ADDRESS_SPACE_MARGIN_BYTES: Final = 1 << 30
 """What :func:`contain_memory` leaves above what is mapped at its call, unless told otherwise."""
 
 _FETCH_ROWS: Final = 2048
+_REQUEST_MARGIN_BYTES: Final = 64
 _INTERRUPT_AGAIN_S: Final = 0.05
 _LENGTH: Final = struct.Struct(">I")
 _PEER: Final = struct.Struct("3i")
@@ -211,9 +213,9 @@ def run_select(
     """
     import duckdb
 
-    if len(sql.encode(errors="replace")) > SQL_BYTES_MAX:
-        raise SqlTooLargeError(f"the query is longer than {SQL_BYTES_MAX} bytes")
     try:
+        if len(sql.encode()) > SQL_BYTES_MAX:
+            raise SqlTooLargeError(f"the query is longer than {SQL_BYTES_MAX} bytes")
         statements = connection.extract_statements(sql)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
             kinds = ", ".join(statement.type.name for statement in statements) or "nothing"
@@ -327,14 +329,14 @@ class Queries:
                 raise SqlBusyError(f"other queries held all places for {deadline_ms} ms")
             if not running.done.is_set():
                 running.interrupt()
-                with anyio.move_on_after(_INTERRUPT_AGAIN_S, shield=True):
-                    await running.done.wait()
                 raise SqlDeadlineError(
                     f"the query was not done in {deadline_ms} ms and was interrupted"
                 )
         except anyio.get_cancelled_exc_class():
             if running is not None:
                 running.interrupt()
+                with anyio.move_on_after(CLOSE_S, shield=True):
+                    await running.done.wait()
             raise
         if running.error is not None:
             raise running.error
@@ -484,35 +486,135 @@ async def serve_sql(
     """
     counts: Counter[str] = Counter() if counters is None else counters
     _check_place(path)
-    listener = await anyio.create_unix_listener(path, mode=0o600)
-    mine = _inode(path)
-    connections = 0
+    # asyncio's streams: those of anyio 4.16 on a unix socket log an error when a receive is
+    # cancelled in the turn in which data arrives, and here every answered query cancels one.
+    async with anyio.create_task_group() as tasks:
+        connections: set[_Connection] = set()
 
-    async def handle(stream: anyio.abc.SocketStream) -> None:
-        nonlocal connections
-        async with stream:
-            if _peer_uid(stream) not in (os.geteuid(), 0):
-                counts["sql_foreign"] += 1
-                return
-            if connections >= CONNECTIONS_MAX:
-                counts["sql_over_limit"] += 1
-                refusal = Failure("SqlBusyError", f"{CONNECTIONS_MAX} connections are open already")
-                with suppress(anyio.BrokenResourceError, TimeoutError), anyio.fail_after(REQUEST_S):
-                    await stream.send(_framed(refusal))
-                return
-            connections += 1
-            try:
-                while await _serve_one(stream, run_query, counts):
-                    pass
-            finally:
-                connections -= 1
+        def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            tasks.start_soon(_Connection(reader, writer, run_query, counts, connections).serve)
 
-    try:
-        async with listener:
+        server = await asyncio.start_unix_server(connected, path, limit=SQL_BYTES_MAX)
+        mine = _private(path)
+        try:
             task_status.started(path)
-            await listener.serve(handle)
-    finally:
-        _remove(path, mine)
+            await anyio.sleep_forever()
+        finally:
+            server.close()
+            _remove(path, mine)
+            tasks.cancel_scope.cancel()
+
+
+class _Connection:
+    """One client's connection, which asks one thing after the other."""
+
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        run_query: RunQuery,
+        counts: Counter[str],
+        connections: set[_Connection],
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._run_query = run_query
+        self._counts = counts
+        self._connections = connections
+        # Awaiting `drain` then means that the kernel has taken all of an answer.
+        writer.transport.set_write_buffer_limits(high=0)
+
+    async def serve(self) -> None:
+        """Answer requests until the client goes or misbehaves."""
+        try:
+            if _peer_uid(self._writer) not in (os.geteuid(), 0):
+                self._counts["sql_foreign"] += 1
+            elif len(self._connections) >= CONNECTIONS_MAX:
+                self._counts["sql_over_limit"] += 1
+                await self._answer(
+                    Failure("SqlBusyError", f"{CONNECTIONS_MAX} connections are open already")
+                )
+            else:
+                self._connections.add(self)
+                while await self._serve_one():
+                    pass
+        except OSError:
+            pass  # it hung up
+        finally:
+            self._connections.discard(self)
+            self._writer.close()
+
+    async def _serve_one(self) -> bool:
+        """Answer one request; whether the connection goes on."""
+        try:
+            request = await self._next_request()
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+            self._counts["sql_malformed"] += 1
+            await self._answer(Failure("SqlInvalidError", f"no request: {error}"))
+            return False
+        if request is None:
+            return False
+        self._counts["sql_requests"] += 1
+        response = await self._response_to(request)
+        if response is None:
+            return False
+        if isinstance(response, Failure):
+            self._counts["sql_failures"] += 1
+        return await self._answer(response)
+
+    async def _next_request(self) -> Request | None:
+        """The next request; None if the client went or was too slow. Raises
+        ``msgspec.DecodeError`` and its like."""
+        head = b""
+        with anyio.move_on_after(IDLE_S):
+            head = await self._reader.read(1)
+        if not head:
+            return None
+        try:
+            with anyio.fail_after(REQUEST_S):
+                head += await self._reader.readexactly(_LENGTH.size - 1)
+                (length,) = _LENGTH.unpack(head)
+                if length > SQL_BYTES_MAX + _REQUEST_MARGIN_BYTES:
+                    raise msgspec.DecodeError(f"a request of {length} bytes is over the limit")
+                return _request.decode(await self._reader.readexactly(length))
+        except TimeoutError:
+            self._counts["sql_slow"] += 1
+            return None
+        except asyncio.IncompleteReadError:
+            return None
+
+    async def _response_to(self, request: Request) -> Response | None:
+        """The answer; None if the client hung up meanwhile, which ends the query, or asked for
+        something else before this was answered."""
+        response: Response | None = None
+
+        async def answer() -> None:
+            nonlocal response
+            try:
+                result = await self._run_query(request)
+                rows = tuple(tuple(_plain(value) for value in row) for row in result.rows)
+                response = Rows(result.columns, result.types, rows, result.slot, result.lag)
+            except SqlError as error:
+                response = Failure(type(error).__name__, str(error))
+            tasks.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(answer)
+            await self._reader.read(1)
+            tasks.cancel_scope.cancel()
+        return response
+
+    async def _answer(self, response: Response) -> bool:
+        """Send it; whether the client took it in time."""
+        try:
+            with anyio.fail_after(REQUEST_S):
+                self._writer.write(_framed(response))
+                await self._writer.drain()
+            return True
+        except TimeoutError:
+            self._counts["sql_slow"] += 1
+            self._writer.transport.abort()
+            return False
 
 
 def _check_place(path: Path) -> None:
@@ -535,6 +637,12 @@ def _inode(path: Path) -> int:
     return path.stat().st_ino
 
 
+def _private(path: Path) -> int:
+    """Close our socket file to others (its directory is already); its inode."""
+    path.chmod(0o600)
+    return _inode(path)
+
+
 def _remove(path: Path, inode: int) -> None:
     """Remove our socket file, not one that another listener put there since."""
     with suppress(OSError):
@@ -542,9 +650,10 @@ def _remove(path: Path, inode: int) -> None:
             path.unlink()
 
 
-def _peer_uid(stream: anyio.abc.SocketStream) -> int:
-    raw = stream.extra(anyio.abc.SocketAttribute.raw_socket)  # noqa: S610 - no Django
-    credentials = raw.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+def _peer_uid(writer: asyncio.StreamWriter) -> int:
+    """The user at the other end, on the kernel's word."""
+    peer = writer.get_extra_info("socket")
+    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
     _, uid, _ = _PEER.unpack(credentials)
     return int(uid)
 
@@ -552,81 +661,6 @@ def _peer_uid(stream: anyio.abc.SocketStream) -> int:
 def _framed(message: Request | Response) -> bytes:
     body = _encoder.encode(message)
     return _LENGTH.pack(len(body)) + body
-
-
-async def _serve_one(
-    stream: anyio.abc.SocketStream, run_query: RunQuery, counts: Counter[str]
-) -> bool:
-    """Answer one request; whether the connection goes on."""
-    try:
-        with anyio.fail_after(IDLE_S):
-            received = await stream.receive(1 << 16)
-    except (TimeoutError, anyio.EndOfStream, anyio.BrokenResourceError):
-        return False
-    try:
-        with anyio.fail_after(REQUEST_S):
-            while len(received) < _LENGTH.size:
-                received += await stream.receive(1 << 16)
-            (length,) = _LENGTH.unpack_from(received)
-            if length > SQL_BYTES_MAX + 64:
-                raise msgspec.DecodeError(f"a request of {length} bytes is over the limit")
-            while len(received) < _LENGTH.size + length:
-                received += await stream.receive(1 << 16)
-        request = _request.decode(memoryview(received)[_LENGTH.size : _LENGTH.size + length])
-        if len(received) > _LENGTH.size + length:
-            raise msgspec.DecodeError("a request before the answer to the last one")
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        counts["sql_malformed"] += 1
-        await _answer(stream, Failure("SqlInvalidError", f"no request: {error}"), counts)
-        return False
-    except TimeoutError:
-        counts["sql_slow"] += 1
-        return False
-    except (anyio.EndOfStream, anyio.BrokenResourceError):
-        return False
-    counts["sql_requests"] += 1
-    response = await _response_to(stream, request, run_query)
-    if response is None:
-        return False
-    if isinstance(response, Failure):
-        counts["sql_failures"] += 1
-    return await _answer(stream, response, counts)
-
-
-async def _response_to(
-    stream: anyio.abc.SocketStream, request: Request, run_query: RunQuery
-) -> Response | None:
-    """The answer, or None if the client hung up meanwhile, which ends the query."""
-    response: Response | None = None
-
-    async def answer() -> None:
-        nonlocal response
-        try:
-            result = await run_query(request)
-            rows = tuple(tuple(_plain(value) for value in row) for row in result.rows)
-            response = Rows(result.columns, result.types, rows, result.slot, result.lag)
-        except SqlError as error:
-            response = Failure(type(error).__name__, str(error))
-        tasks.cancel_scope.cancel()
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(answer)
-        with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
-            await stream.receive(1)
-        tasks.cancel_scope.cancel()
-    return response
-
-
-async def _answer(stream: anyio.abc.SocketStream, response: Response, counts: Counter[str]) -> bool:
-    try:
-        with anyio.fail_after(REQUEST_S):
-            await stream.send(_framed(response))
-        return True
-    except TimeoutError:
-        counts["sql_slow"] += 1
-        return False
-    except anyio.BrokenResourceError:
-        return False
 
 
 # --- the socket: client ------------------------------------------------------------------------
@@ -675,21 +709,21 @@ async def query_socket_async(
     at_least_slot: int | None = None,
 ) -> QueryResult:
     """As :func:`query_socket`, for async programs; cancelling it interrupts the query."""
-    received = bytearray()
+    writer: asyncio.StreamWriter | None = None
     try:
         with anyio.fail_after(deadline_ms / 1000 + 2):
-            async with await anyio.connect_unix(path) as stream:
-                await stream.send(_framed(Request(sql, deadline_ms, at_least_slot)))
-                needed = _LENGTH.size
-                while len(received) < needed:
-                    received += await stream.receive(1 << 20)
-                    if needed == _LENGTH.size and len(received) >= needed:
-                        needed += _LENGTH.unpack_from(received)[0]
+            reader, writer = await asyncio.open_unix_connection(path)
+            writer.write(_framed(Request(sql, deadline_ms, at_least_slot)))
+            (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+            body = await reader.readexactly(length)
     except TimeoutError as error:
         raise SqlDeadlineError(f"no answer at {path} within {deadline_ms} ms") from error
-    except (OSError, anyio.EndOfStream, anyio.BrokenResourceError) as error:
+    except (OSError, asyncio.IncompleteReadError) as error:
         raise _nobody(path, error) from error
-    return _result_of(bytes(received[_LENGTH.size :]))
+    finally:
+        if writer is not None:
+            writer.transport.abort()
+    return _result_of(body)
 
 
 def _nobody(path: Path, error: Exception) -> SqlUnavailableError:
