@@ -52,7 +52,7 @@ REFRESH_S: Final = 0.1
 OBSERVER: Final = "observer"
 """Name of the demo's listener."""
 JOINED: Final = '"event": "joined"'
-LISTENING: Final = "listener.ready"
+LISTENING: Final = "listener.started"
 WITHOUT: Final = r'"event": "members".*"members": \[(?!.*"{}")'
 """Lines of the children that the story waits for."""
 

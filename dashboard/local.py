@@ -287,15 +287,20 @@ class LocalCluster:
         self.close()
 
     def stop(self) -> None:
-        """End every child in order with SIGTERM: members give their leases back, voters write
-        their stop record. Who takes longer than TERMINATE_S is killed."""
-        running = [child for child in self.children.values() if child.running]
-        for child in running:
-            child.resume()
-            child.send(signal.SIGTERM)
-        deadline = time.monotonic() + TERMINATE_S
-        for child in running:
-            child.terminate(max(0.1, deadline - time.monotonic()))
+        """End every child in order with SIGTERM: first who needs the voters (members give their
+        leases back), then the voters. Who takes longer than TERMINATE_S is killed."""
+        names = {f"voter-{voter}" for voter in self.voter_ids}
+        everybody = [child for child in self.children.values() if child.running]
+        for round_of in (
+            [child for child in everybody if child.name not in names],
+            [child for child in everybody if child.name in names],
+        ):
+            for child in round_of:
+                child.resume()
+                child.send(signal.SIGTERM)
+            deadline = time.monotonic() + TERMINATE_S
+            for child in round_of:
+                child.terminate(max(0.1, deadline - time.monotonic()))
 
     def close(self) -> None:
         """Kill every child that still runs, and free the ports."""
