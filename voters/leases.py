@@ -36,18 +36,19 @@ class LeaseClock:
         self._ends: dict[int, int] = {}
         self._queue: list[tuple[int, int]] = []  # (end, lease); stale where _ends says otherwise
         self._expiring: set[int] = set()
-        self.reconcile(leases)
+        self.reconcile(leases, now_ms)
 
-    def reconcile(self, leases: Mapping[int, int]) -> None:
+    def reconcile(self, leases: Mapping[int, int], now_ms: int) -> None:
         """Take over what exists now: new leases start full, ended ones are forgotten."""
         for lease in self._ends.keys() - leases.keys():
             del self._ends[lease]
             self._expiring.discard(lease)
         for lease in leases.keys() - self._ends.keys():
-            self._set(lease, leases[lease])
+            self._set(lease, leases[lease], now_ms)
 
-    def _set(self, lease: int, time_ms: int) -> None:
-        end = self._clock_ms + time_ms
+    def _set(self, lease: int, time_ms: int, now_ms: int) -> None:
+        # The next advance may also count what passed before now: that is not this lease's time.
+        end = self._clock_ms + self._passed_ms(now_ms) + time_ms
         if self._ends.get(lease) != end:
             self._ends[lease] = end
             heapq.heappush(self._queue, (end, lease))
@@ -58,17 +59,22 @@ class LeaseClock:
         if acked_round <= self._round:
             return
         self._round = acked_round
-        self._clock_ms += max(0, min(now_ms - self._advanced_ms, self._heartbeat_ms))
+        self._clock_ms += self._passed_ms(now_ms)
         self._advanced_ms = now_ms
 
-    def renew(self, leases: Iterable[int], times_ms: Mapping[int, int]) -> tuple[int, ...]:
+    def _passed_ms(self, now_ms: int) -> int:
+        return max(0, min(now_ms - self._advanced_ms, self._heartbeat_ms))
+
+    def renew(
+        self, leases: Iterable[int], times_ms: Mapping[int, int], now_ms: int
+    ) -> tuple[int, ...]:
         """Give ``leases`` their full time (of ``times_ms``: lease -> time to live) from now.
         Returns those that are alive, in the order asked."""
         alive = []
         for lease in leases:
             time_ms = times_ms.get(lease)
             if time_ms is not None and lease not in self._expiring:
-                self._set(lease, time_ms)
+                self._set(lease, time_ms, now_ms)
                 alive.append(lease)
         return tuple(alive)
 

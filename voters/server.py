@@ -241,6 +241,7 @@ class Voter:
         self._leases: LeaseClock | None = None
         self._lease_round = 0
         self._reconcile_ms = 0
+        self._watchers: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         self._handovers: list[Reply] = []
         self._handover_until = 0
         self._reported = state
@@ -323,6 +324,9 @@ class Voter:
         self.failure = VoterFailedError(why)
         self.failure.__cause__ = error
         log(logging.ERROR, "voter.run.failed", voter=self._me, why=why)
+        for _, seen in self._watchers:
+            if not seen.done():
+                seen.set_exception(self.failure)
         if self._on_failure is not None:
             self._on_failure()
 
@@ -413,8 +417,31 @@ class Voter:
         if now_s >= self._next_second_s:
             self._next_second_s = now_s + 1.0
             self._each_second()
+        if self._watchers:
+            self._tell_watchers()
         if self._events:
             self._schedule()
+
+    async def until(self, holds: Callable[[], bool], deadline_s: float) -> None:
+        """Wait until ``holds()``, which is asked now and after each turn. Raises ``TimeoutError``
+        at the deadline, or the failure of this voter if it ends meanwhile."""
+        if self.failure is not None:
+            raise self.failure
+        if holds():
+            return
+        seen: asyncio.Future[None] = self._loop.create_future()
+        self._watchers.append((holds, seen))
+        async with asyncio.timeout(deadline_s):
+            await seen
+
+    def _tell_watchers(self) -> None:
+        waiting, self._watchers = self._watchers, []
+        for holds, seen in waiting:
+            if not seen.done():
+                if holds():
+                    seen.set_result(None)
+                else:
+                    self._watchers.append((holds, seen))
 
     def _fold_all(self) -> None:
         while self._events:
@@ -668,7 +695,8 @@ class Voter:
             if self._leases is None:
                 alive = tuple(lease for lease in request.leases if lease in times_ms)
             else:
-                alive = self._leases.renew(request.leases, times_ms)
+                now_ms = int(self._loop.time() * 1000)
+                alive = self._leases.renew(request.leases, times_ms, now_ms)
         self._reads.append(
             _Read(client, request, role.beat, max(self.state.fixed, self._barrier), alive)
         )
@@ -725,7 +753,7 @@ class Voter:
             self._leases = LeaseClock(heartbeat_ms, times_ms, now_ms)
             self._reconcile_ms = now_ms
         elif now_ms - self._reconcile_ms >= heartbeat_ms:  # later is longer, hence safe
-            self._leases.reconcile(times_ms)
+            self._leases.reconcile(times_ms, now_ms)
             self._reconcile_ms = now_ms
         self._lease_round = role.beat_acked
         self._leases.advance(now_ms, role.beat_acked)

@@ -50,7 +50,7 @@ from trex_core.wire import (
 from voters.config import StartError
 from voters.frames import Count, FrameConnection, FrameServer, bind_error, keep_alive
 
-LINK_QUEUE_BYTES_MAX: Final = 32 << 20
+LINK_QUEUE_BYTES_MAX: Final = 16 << 20
 """Most bytes waiting for one peer's TCP link; the oldest messages go first."""
 LINK_CONNECTIONS_MAX: Final = 64
 """Most accepted TCP connections on the peer port."""
@@ -158,6 +158,10 @@ class _Link(asyncio.Protocol):
             self._queued_bytes -= len(data)
             self._transport.write(data)
 
+    def _forget(self) -> None:
+        self._queue.clear()
+        self._queued_bytes = 0
+
     async def run(self) -> None:
         """Keep the link up while there is something to say. Runs until cancelled."""
         loop = asyncio.get_running_loop()
@@ -173,6 +177,8 @@ class _Link(asyncio.Protocol):
                     await loop.create_connection(lambda: self, *address)
             except (OSError, TimeoutError):
                 self._count("peer_tcp.connect_failed")
+                self._forget()  # what waited is old when the peer is back: it is sent anew
+                self._wanted.clear()
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(BACKOFF_S_MAX, 2 * backoff_s)
                 continue
