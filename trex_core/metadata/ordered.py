@@ -8,19 +8,16 @@ size are what costs least for eight edits among 100,000 items (most of it is cou
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
-from operator import itemgetter
 from typing import Any, Final, Generic, TypeVar
 
-CHUNK_MAX: Final = 256
+CHUNK_MAX: Final = 96
 """Most items in a chunk; one more splits it in two."""
-CHUNK_FILL: Final = 160
+CHUNK_FILL: Final = 64
 """Items in a chunk when all are given at once."""
 
 T = TypeVar("T", bound=Any)
-
-_first: Final = itemgetter(0)
 
 
 class Ordered(Generic[T]):
@@ -46,7 +43,7 @@ class Ordered(Generic[T]):
         chunks = list(self.chunks)
         size = self.size
         for item in remove:
-            at = bisect_right(chunks, item, key=_first) - 1
+            at = _chunk_of(chunks, item)
             chunk = chunks[at] if at >= 0 else ()
             index = bisect_left(chunk, item)
             if index == len(chunk) or chunk[index] != item:
@@ -61,7 +58,7 @@ class Ordered(Generic[T]):
             if not chunks:
                 chunks.append((item,))
                 continue
-            at = max(0, bisect_right(chunks, item, key=_first) - 1)
+            at = max(0, _chunk_of(chunks, item))
             chunk = chunks[at]
             index = bisect_left(chunk, item)
             if index < len(chunk) and chunk[index] == item:
@@ -76,7 +73,7 @@ class Ordered(Generic[T]):
 
     def find(self, item: T) -> tuple[int, int]:
         """(chunk, index) of the first item not below ``item``; (number of chunks, 0) if none."""
-        at = bisect_right(self.chunks, item, key=_first) - 1
+        at = _chunk_of(self.chunks, item)
         if at < 0:
             return 0, 0
         index = bisect_left(self.chunks[at], item)
@@ -96,6 +93,13 @@ class Ordered(Generic[T]):
 
     def __len__(self) -> int:
         return self.size
+
+
+def _chunk_of(chunks: Sequence[tuple[T, ...]], item: T) -> int:
+    """The last chunk whose first item is not above ``item``; -1 if none. (Tuples compare by their
+    first item first, so this needs no key.)"""
+    at = bisect_left(chunks, (item,))
+    return at if at < len(chunks) and chunks[at][0] == item else at - 1
 
 
 NOTHING: Final[Ordered[Any]] = Ordered((), 0)

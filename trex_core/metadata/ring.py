@@ -412,7 +412,7 @@ class Ring:
         those whose walk looks at it, and the one that begins after it. None: not worked out."""
         chunks = self._entries.chunks
         at, index = self._entries.find(entry)
-        rows.setdefault(self._end_after(at, index), None)
+        self._add_next(at, index, rows)
         for distance in range(self._entries.size):
             replicas, looked = self._walk(at, index)
             if looked <= distance:
@@ -435,12 +435,16 @@ class Ring:
             else:
                 rows.setdefault(end, None)
 
-    def _end_after(self, at: int, index: int) -> int:
-        """The token of the entry after the one at chunk ``at``, ``index``; TOKEN_MAX after all."""
+    def _add_next(self, at: int, index: int, rows: dict[int, Range | None]) -> None:
+        """Add to ``rows`` the range that begins after the entry at chunk ``at``, ``index``."""
         chunks = self._entries.chunks
-        if index + 1 < len(chunks[at]):
-            return chunks[at][index + 1][0]
-        return chunks[at + 1][0][0] if at + 1 < len(chunks) else TOKEN_MAX
+        token = chunks[at][index][0]
+        index += 1
+        if index == len(chunks[at]):
+            at, index = at + 1, 0
+        end = chunks[at][index][0] if at < len(chunks) else TOKEN_MAX
+        if end != token and end not in rows:
+            rows[end] = Range(token + 1, end, self._walk(at, index)[0])
 
     def range_end(self, token: int) -> int:
         """The end of the range that holds ``token``."""
