@@ -10,6 +10,13 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of the simulation: which worlds, and how many."""
+    group = parser.getgroup("simulation")
+    group.addoption("--seed", type=int, default=0, help="first seed of the swarm")
+    group.addoption("--runs", type=int, default=0, help="how many seeds (0: as the test says)")
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """Coroutines run on asyncio, as the product does."""

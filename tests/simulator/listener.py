@@ -105,7 +105,7 @@ class Listener:
 
     def _take(self, event: learner.LearnerEvent) -> None:
         world = self.world
-        self.state, effects = learner.learn(self.config, self.state, event)
+        self.state, effects = world.learner.learn(self.config, self.state, event)
         for name in effects.counters:
             world.counts[f"learner_{name}"] += 1
         for run in effects.deliver:

@@ -40,8 +40,9 @@ class Network:
         self._stream_end: dict[tuple[int, int], int] = {}
 
     def heal(self) -> None:
-        """From now on nothing is lost, damaged or late."""
-        self.loss = self.stream_loss = self.duplication = self.corruption = self.slow = 0.0
+        """From now on nothing is damaged or late, and no more lost than the options say."""
+        self.duplication = self.corruption = self.slow = 0.0
+        self.loss = self.stream_loss = self.world.options.loss_after
         self.connection_failure = 0.0
         self.delay_span_us = min(self.delay_span_us, 2_000)
         self.cut.clear()

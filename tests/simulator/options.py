@@ -75,8 +75,12 @@ class Options(msgspec.Struct, frozen=True):
     snapshot_slots: int = 0
     """A snapshot is cut at multiples of this; 0: never."""
     segment_bytes: int = 1 << 14
+    small_limits: bool = False
+    """Windows, parts and chain checks of a few slots (``mutants.SMALL_LIMITS``)."""
     calm_us: int = 150_000
     """No fault before this time, so that most worlds get over their first election."""
+    loss_after: float = 0.0
+    """Share of datagrams still lost in the liveness phase."""
     heal_all: bool = True
     """Whether the liveness phase heals everything, or a quorum only."""
 
@@ -124,6 +128,8 @@ def draw(seed: int, events: int = 2_000) -> Options:
         large_bytes=rng.choice((2_000, 8_000, 30_000)),
         snapshot_slots=rng.choice((0, 8, 16, 32)),
         segment_bytes=rng.choice((2_000, 6_000, 1 << 16)),
+        small_limits=rng.random() < 0.4,
         calm_us=rng.choice((0, 60_000, 150_000, 150_000)),
+        loss_after=rng.choice((0.0, 0.0, 0.05, 0.15)),
         heal_all=rng.random() < 0.6,
     )

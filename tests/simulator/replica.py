@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trex_core.metadata.state import EMPTY, MetadataState, apply, state_chunks, state_from
-
 from trex_core.messages import CHAIN_BYTES, Genesis, decode_value
+from trex_core.metadata.state import EMPTY, MetadataState, apply, state_chunks, state_from
 from trex_core.sessions import NO_SESSIONS, Delivered, Sessions, deliver
 from trex_core.snapshot import decode_snapshot, encode_snapshot
 

@@ -19,6 +19,7 @@ from trex_core.messages import (
     Accept,
     Accepted,
     Ballot,
+    CatchUp,
     Fetch,
     HandOver,
     Heartbeat,
@@ -113,6 +114,9 @@ def m3_isolated_voter_does_not_disturb(core: ModuleType, check_steps: bool = Tru
             table.settle(among=(1, 2), ticks=1)
     table.propose(1, "a")
     table.settle(among=(1, 2), ticks=3)
+    for _ in range(25):  # it is heard before it hears anybody
+        table.tick(3)
+        table.run()
     table.settle(ticks=20)
     table.expect_converged()
     expect(table.leaders == [1], f"the leader stays: {table.describe()}")
@@ -270,23 +274,26 @@ def m8_leader_dies_leaving_unfixed_slots(core: ModuleType, check_steps: bool = T
 
 
 def stale_promise_is_not_counted(core: ModuleType, check_steps: bool = True) -> None:
-    """D2: the answer to an earlier attempt arrives after a later one began."""
+    """D2: voter 2 promises C's first attempt, the answer is slow; then voters 1 and 2 fix x under a
+    higher ballot; C stands again, above that, and now the old answer arrives."""
     table = begin(core=core, check_steps=check_steps)
+    early = _stand(table, 3)
+    old = _promise_of(table, 2, early)
+    table.drop()
+    table.elect(1, among=(1, 2))
     table.propose(1, "x")
     table.run(among=(1, 2))
-    expect(table.seats[1].fixed == 2, "x is fixed by voters 1 and 2")
+    expect(table.names() == ["x"], "x is fixed by voters 1 and 2")
     table.drop()
-    table.tick(3, times=40)
-    early = _stand(table, 3)
-    table.step(2, Receive(1, table.seats[1].incarnation, table.seats[1].boot, early.message))
-    old = _promise_of(table, 2, early)
     late = _stand(table, 3)
-    expect(late.message.ballot > early.message.ballot, "a later attempt has a higher ballot")
+    expect(late.message.ballot > table.seats[2].state.promised, "C stands above all")
     table.deliver(of(Prepare, source=3, target=3))
     table.deliver(of(Promise, source=3, target=3))
     table.hand_over(old)
-    expect(not table.leads(3), "voter 2 never promised this ballot")
-    table.run(among=(2, 3))
+    if table.leads(3):
+        table.propose(3, "y")
+        table.run(among=(2, 3))
+        raise Violation("voter 3 leads, voter 2 never promised its ballot")
     table.settle(ticks=40)
     table.expect_converged()
 
@@ -397,6 +404,76 @@ def silent_fetch_finds_another_quorum(core: ModuleType, check_steps: bool = True
     expect(commands == ["w"], f"w alone: {commands}")
 
 
+def highest_ballot_wins(core: ModuleType, check_steps: bool = True) -> None:
+    """Slot 2 is held at two ballots, the higher is fixed: a third leader must choose that one."""
+    table = begin(core=core, check_steps=check_steps)
+    table.propose(1, "a")
+    table.run(among=(1,))
+    table.elect(2, among=(2, 3))
+    table.propose(2, "b")
+    table.deliver(of(Accept, target=3))
+    table.deliver(of(Accepted, target=2))
+    expect(table.names() == ["b"], "b is fixed by voters 2 and 3")
+    table.crash(2)
+    table.restart(1)
+    table.drop()
+    table.elect(3, among=(1, 3))
+    table.settle(among=(1, 3), ticks=6)
+    table.expect_converged((1, 3))
+    expect(table.names() == ["b"], f"b for ever: {table.names()}")
+
+
+def announcement_needs_the_very_ballot(core: ModuleType, check_steps: bool = True) -> None:
+    """Voter 5 holds other values at an older ballot in the slots that a leader announces: it must
+    learn none of its own, neither when it holds all of the slots nor when it holds some."""
+    table = begin(5, core=core, check_steps=check_steps)
+    table.propose(1, "old2", "old3")
+    table.deliver(of(Accept, target=5))
+    table.crash(1)
+    table.drop()
+    table.elect(2, among=(2, 3, 4))
+    for names in (("new2", "new3"), ("new4",)):
+        table.propose(2, *names)
+        table.run(among=(2, 3, 4))
+        table.tick(2)
+        heartbeats = [
+            x for x in table.letters if isinstance(x.message, Heartbeat) and x.target == 5
+        ]
+        table.run(among=(2, 3, 4))
+        expect(bool(heartbeats), "the leader announces")
+        for letter in heartbeats:
+            table.hand_over(letter)
+        expect(table.seats[5].fixed == 1, "voter 5 learns nothing from its own old accepts")
+        table.drop()
+    table.settle(among=(2, 3, 4, 5), ticks=20)
+    table.expect_converged((2, 3, 4, 5))
+    expect(table.names() == ["new2", "new3", "new4"], f"the new values: {table.names()}")
+
+
+def failed_catch_up_is_tried_elsewhere(core: ModuleType, check_steps: bool = True) -> None:
+    """A voter is behind, and its first connections fail: it asks again, and is soon level."""
+    table = begin(core=core, check_steps=check_steps)
+    for name in ("x", "y"):
+        table.propose(1, name)
+        table.settle(among=(1, 2), ticks=2)
+    for _ in range(6):
+        table.tick(*table.ids)
+        for _ in range(4):
+            table.drop(of(CatchUp))
+            table.deliver()
+    expect(table.seats[3].fixed == 1, "all its connections failed")
+    table.settle(ticks=50)
+    table.expect_converged()
+
+
+def one_promise_is_no_quorum(core: ModuleType, check_steps: bool = True) -> None:
+    """A candidate that only itself promised does not lead."""
+    table = begin(core=core, check_steps=check_steps)
+    _ask_to_lead(table, 3)
+    table.run(among=(3,))
+    expect(not table.leads(3), "one of three is no quorum")
+
+
 def cut_off_leader_steps_down(core: ModuleType, check_steps: bool = True) -> None:
     """R9: a leader that hears no quorum for an election timeout stops leading."""
     table = begin(core=core, check_steps=check_steps)
@@ -416,7 +493,7 @@ def amnesia_is_fenced(core: ModuleType, check_steps: bool = True) -> None:
     table.crash(1)
     table.wipe(2)
     for _ in range(60):
-        table.tick(2, 3)
+        table.tick(3)
         table.run(among=(2, 3))
         for leader in table.leaders:
             table.propose(leader, "y")
@@ -476,6 +553,10 @@ SCHEDULES: Final[dict[str, Callable[..., None]]] = {
         leader_yields_with_a_promise,
         lost_prepares_are_asked_again,
         silent_fetch_finds_another_quorum,
+        highest_ballot_wins,
+        announcement_needs_the_very_ballot,
+        failed_catch_up_is_tried_elsewhere,
+        one_promise_is_no_quorum,
         cut_off_leader_steps_down,
         amnesia_is_fenced,
         amnesia_before_genesis,

@@ -21,8 +21,8 @@ def run_one(seed: int, events: int) -> tuple[Counter[str], str]:
     except Violation as violation:
         return world.counts, str(violation)
     counts = world.counts
-    counts["worst_leader_ms"] = world.leader_after_us // 1000
-    counts["worst_well_ms"] = world.well_after_us // 1000
+    counts["worst_elections_to_leader"] = round(world.elections_to_leader)
+    counts["worst_elections_to_well"] = round(world.elections_to_well)
     return counts, ""
 
 

@@ -86,6 +86,8 @@ SNAPSHOT_CHUNK_BYTES = 2_000
 class Voter:
     """One voter process, its machine's disk, and its archive process (up when the machine is)."""
 
+    disk_type = Disk
+
     def __init__(self, world: World, address: int, tick_us: int) -> None:
         self.world = world
         self.address = address
@@ -99,7 +101,7 @@ class Voter:
         self.genesis_durable = False
         self.incarnation = world.rng.getrandbits(63) | 1
         who = Identity(world.cluster_id, address, self.incarnation, 0)
-        self.disk = Disk(who, world.options.segment_bytes)
+        self.disk = self.disk_type(who, world.options.segment_bytes)
         self.state: State
         self.config: Config
         self.boot = 0
@@ -244,7 +246,7 @@ class Voter:
             raise Violation(f"{self} halts without a cause: {after.halted}")
         if effects.records or effects.sends or effects.fixed:
             world.effects_seen += 1
-            if world.crash_here():
+            if world.crash_here(self):
                 self._crash_amid(effects)
             else:
                 self._carry_out(effects)
@@ -262,7 +264,8 @@ class Voter:
         """Carry out only a part of the effects, then crash."""
         random = self.world.random
         self.world.counts["boundary_crashes"] += 1
-        if random() < 0.2:
+        point = self.world.crash_at
+        if random() < 0.2 if point is None else point.boundary == "step":
             self.crash()
             return
         if random() < 0.3:  # the sync of what came before may have been under way
@@ -358,7 +361,11 @@ class Voter:
         votes = self.syncing_votes or []
         self.syncing_votes = None
         if world.crash_at_sync(self, len(records)):
-            for send in votes[: int(world.random() * (len(votes) + 1))]:
+            point = world.crash_at
+            sent = int(world.random() * (len(votes) + 1))
+            if point is not None:
+                sent = 0 if point.boundary == "synced" else (len(votes) + 1) // 2
+            for send in votes[:sent]:
                 self._send(send)
             world.counts["boundary_crashes"] += 1
             self.crash()

@@ -13,15 +13,16 @@ from collections import Counter
 from collections.abc import Callable
 from random import Random
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.simulator.client import Client
 from tests.simulator.listener import Listener
+from tests.simulator.mutants import small_core
 from tests.simulator.network import Network, Node
 from tests.simulator.observer import Observer, Violation
 from tests.simulator.options import TICK_US, Options, draw
 from tests.simulator.voter import Voter
-from trex_core import invariants, paxos
+from trex_core import invariants, learner, paxos
 from trex_core.quorum import Majority
 from trex_core.state import Leader, StartHandOver, chain_start
 from trex_core.wire import (
@@ -35,33 +36,50 @@ from trex_core.wire import (
 
 LISTENERS_FROM = 100
 CLIENTS_FROM = 200
-ELECTIONS_PATIENCE = 60
-"""After healing everything must be well within this many longest election timeouts."""
+LEADER_PATIENCE = 16
+"""After healing somebody must lead within this many longest election timeouts ..."""
+PATIENCE = 32
+"""... and everything must be well within this many."""
 CALL_TIMEOUT_US = 4 * TICK_US
 
 
+class CrashPoint(NamedTuple):
+    """Voter ``voter`` crashes at the ``k``-th time it gets to a boundary: "step" (before any effect
+    of a step that has some), "written" (records handed to the disk, some letters sent), "synced"
+    (the k-th record is durable, no vote has left) or "half_sent" (some have)."""
+
+    voter: int
+    boundary: str
+    k: int
+
+
 class World:
-    """One simulated cluster. ``core`` is the module whose ``step`` is used (mutants are others)."""
+    """One simulated cluster. ``core`` is the module whose ``step`` is used, ``learner`` the one
+    whose ``learn``, ``voter_type`` the shell around the core: mutants are others."""
 
     def __init__(
         self,
         seed: int,
         options: Options | None = None,
         *,
-        core: ModuleType = paxos,
+        core: ModuleType | None = None,
+        learner: ModuleType = learner,
+        voter_type: type[Voter] = Voter,
         check_steps: bool = True,
-        crash_at_record: tuple[int, int] | None = None,
+        crash_at: CrashPoint | None = None,
         trace: bool = False,
     ) -> None:
         self.seed = seed
         self.options = options if options is not None else draw(seed)
+        if core is None:
+            core = small_core() if self.options.small_limits else paxos
         self.core = core
+        self.learner = learner
         self.check_step: Callable[..., None] = (
             invariants.check_step if check_steps else lambda *_: None
         )
-        self.crash_at_record = crash_at_record
-        """(voter, k): this voter crashes when its k-th record is durable, before it says so."""
-        self.records_seen = 0
+        self.crash_at = crash_at
+        self.crash_point_passed = 0
         self.trace = trace
         self.rng = Random(f"world {seed}")
         self.random = self.rng.random
@@ -80,7 +98,7 @@ class World:
         quorums = Majority(self.voter_ids)
         self.observer = Observer(chain_start(self.cluster_id), quorums.accept_weight)
         self.network = Network(self)
-        self.voters = {n: Voter(self, n, self._tick()) for n in self.voter_ids}
+        self.voters = {n: voter_type(self, n, self._tick()) for n in self.voter_ids}
         self.listeners = [
             Listener(self, LISTENERS_FROM + n, self._tick()) for n in range(self.options.listeners)
         ]
@@ -191,7 +209,7 @@ class World:
         """From healing on: a leader, a new command of each client fixed, everybody up to date."""
         options = self.options
         start = self.now
-        patience = ELECTIONS_PATIENCE * options.election_ticks_max * TICK_US
+        longest_us = options.election_ticks_max * int(TICK_US * (1 + options.skew))
         self.leader_after_us = -1
         while True:
             for _ in range(25):
@@ -204,8 +222,12 @@ class World:
                 client.stopping = client.answered > 0
             if all(c.stopping and c.idle for c in self.clients) and self._converged():
                 break
-            if self.now - start > patience:
+            if self.leader_after_us < 0 and self.now - start > LEADER_PATIENCE * longest_us:
+                raise Violation(f"no leader after healing: {self.describe()}")
+            if self.now - start > PATIENCE * longest_us:
                 raise Violation(f"no progress after healing: {self.describe()}")
+        self.elections_to_leader = self.leader_after_us / longest_us
+        self.elections_to_well = (self.now - start) / longest_us
         self.well_after_us = self.now - start
 
     def _converged(self) -> bool:
@@ -277,19 +299,27 @@ class World:
         """From now on voters crash at effect boundaries."""
         self.chaos = not self.healed
 
-    def crash_here(self) -> bool:
-        """Does a voter crash while it carries out these effects?"""
+    def crash_here(self, voter: Voter) -> bool:
+        """Does ``voter`` crash while it carries out the effects of this step?"""
+        if self._at_crash_point(voter, ("step", "written"), 1):
+            return True
         rate = self.options.boundary_crash
         return rate > 0 and self.chaos and self.random() < rate
 
     def crash_at_sync(self, voter: Voter, records: int) -> bool:
         """Does ``voter`` crash between a sync and the votes that waited for it?"""
-        if self.crash_at_record is not None and self.crash_at_record[0] == voter.address:
-            before = self.records_seen
-            self.records_seen += records
-            if before < self.crash_at_record[1] <= self.records_seen:
-                return True
-        return self.crash_here()
+        if self._at_crash_point(voter, ("synced", "half_sent"), records):
+            return True
+        rate = self.options.boundary_crash
+        return rate > 0 and self.chaos and self.random() < rate
+
+    def _at_crash_point(self, voter: Voter, boundaries: tuple[str, str], count: int) -> bool:
+        point = self.crash_at
+        if point is None or voter.address != point.voter or point.boundary not in boundaries:
+            return False
+        before = self.crash_point_passed
+        self.crash_point_passed += count
+        return before < point.k <= self.crash_point_passed
 
     def fail_sync(self, voter: Voter) -> bool:
         """Does this sync of ``voter`` fail?"""
@@ -428,7 +458,7 @@ class World:
 
     def on_loss_burst_end(self, _: object, __: object) -> None:
         """As before."""
-        self.network.loss = 0.0 if self.healed else self.options.loss
+        self.network.loss = self.options.loss_after if self.healed else self.options.loss
 
     # --- showing ----------------------------------------------------------------------------
 

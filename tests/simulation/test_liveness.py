@@ -1,0 +1,61 @@
+"""After the faults end it must go on, within a bounded time."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from tests.simulator.options import FAULTS, Options, draw
+from tests.simulator.world import World
+
+HARSH = Options(
+    voters=5,
+    listeners=1,
+    clients=2,
+    events=1_500,
+    loss=0.2,
+    duplication=0.1,
+    slow=0.05,
+    skew=0.3,
+    boundary_crash=0.01,
+    fault_every_us=25_000,
+    faults=FAULTS,
+    snapshot_slots=8,
+    segment_bytes=4_000,
+)
+
+
+@pytest.mark.parametrize("heal_all", [True, False], ids=["all", "quorum"])
+@pytest.mark.parametrize("loss_after", [0.0, 0.2])
+def test_well_soon_after_healing(heal_all, loss_after):
+    options = msgspec.structs.replace(HARSH, heal_all=heal_all, loss_after=loss_after)
+    worlds = [World(seed, options).run() for seed in range(15)]
+    leader = sorted(world.elections_to_leader for world in worlds)
+    assert leader[len(leader) // 2] < 3, f"half of the worlds lead within 3 timeouts: {leader}"
+
+
+@pytest.mark.parametrize("voters", [1, 3, 5, 7])
+def test_calm_cluster_elects_once(voters):
+    """Without faults there is one election and nobody ever steps down."""
+    for seed in range(6):
+        world = World(seed, Options(voters=voters, events=1_500, skew=0.1)).run()
+        assert world.counts["elections"] == 1
+        assert world.counts["leaders_stepped_down"] == 0
+        assert world.counts["commands_answered"] > 20
+
+
+def test_no_capacity_is_lost_to_pauses():
+    """Pauses of single voters and listeners never lose a command or a slot."""
+    for seed in range(10):
+        options = Options(voters=3, faults=("pause",), fault_every_us=30_000, events=1_500)
+        world = World(seed, options).run()
+        assert world.counts["commands_answered"] > 10
+
+
+def test_every_swarm_option_is_drawn():
+    """The swarm switches each fault on in some seeds and off in others."""
+    drawn = [draw(seed) for seed in range(200)]
+    for fault in FAULTS:
+        on = sum(fault in options.faults for options in drawn)
+        assert 40 < on < 160, fault
+    assert {options.voters for options in drawn} == {1, 3, 5, 7}
