@@ -84,13 +84,15 @@ PENDING_BYTES_MAX: Final = 4 * BATCH_BYTES_MAX
 """As PENDING_SLOTS_MAX, in bytes of values."""
 STATEMENT_BYTES_MAX: Final = 4 << 20
 """Rows are cut into statements of about this many bytes of text."""
+LITERAL_CHARS_MAX: Final = 16 << 10
+"""Rows up to this many characters go through a prepared statement."""
 MEMORY_ATTEMPTS: Final = 4
 """How often a transaction that ran out of memory is tried, user queries interrupted in between."""
 NOTE_S: Final = 1.0
 """A tip that came without slots is written after this many seconds."""
-REST_RATIO: Final = 3.0
+REST_RATIO: Final = 5.0
 """After a small transaction the writer rests this many times as long as it took, unless somebody
-waits for a slot: even a slow stream of slots then costs a listener a quarter of a core at most."""
+waits for a slot: even a slow stream of slots then costs a listener a sixth of a core at most."""
 REST_S_MAX: Final = 0.1
 """Longest such rest, in seconds: how late a slot may be in SQL that nobody waits for."""
 REST_SLOTS_MAX: Final = 256
@@ -165,6 +167,9 @@ class _Table:
             f" (SELECT unnest(from_json($1, '[\"{key.json_type}\"]')))"
         )
         self.clear: Final = f"DELETE FROM {name}"  # noqa: S608
+        prepared = "put_" + name.replace(".", "_")
+        self.prepare: Final = f"PREPARE {prepared} AS {self.insert}"
+        self.execute: Final = f"EXECUTE {prepared}"
 
 
 def _column(name: str, sql_type: str, json_type: object = None, take: str = "r.{}") -> _Column:
@@ -374,6 +379,15 @@ class _Statement(NamedTuple):
     parameters: tuple[object, ...]
 
 
+def _insert(table: _Table, lines: list[bytes]) -> _Statement:
+    """DuckDB takes no parameter for a prepared statement, only a literal: cheaper while short."""
+    text = b"\n".join(lines).decode()
+    if len(text) > LITERAL_CHARS_MAX:
+        return _Statement(table.insert, (text,))
+    literal = text.replace("'", "''")
+    return _Statement(f"{table.execute}('{literal}')", ())
+
+
 def _inserts(table: _Table, lines: Iterable[bytes]) -> Iterator[_Statement]:
     part: list[bytes] = []
     size_bytes = 0
@@ -381,10 +395,10 @@ def _inserts(table: _Table, lines: Iterable[bytes]) -> Iterator[_Statement]:
         part.append(line)
         size_bytes += len(line)
         if size_bytes >= STATEMENT_BYTES_MAX:
-            yield _Statement(table.insert, (b"\n".join(part).decode(),))
+            yield _insert(table, part)
             part, size_bytes = [], 0
     if part:
-        yield _Statement(table.insert, (b"\n".join(part).decode(),))
+        yield _insert(table, part)
 
 
 def _deletes(table: _Table, keys: Sequence[str] | Sequence[int]) -> Iterator[_Statement]:
@@ -476,6 +490,7 @@ class Store:
                     root.execute("SET lock_configuration = true")
                     store = cls(path, root)
                     store._identify(cluster_id, name)
+                    store._prepare()
                     store._read()
             except BaseException:
                 root.close()
@@ -607,6 +622,10 @@ class Store:
                 f"{self.path} belongs to listener {row[2]!r}, not to {name!r}: "
                 "use that name, or another directory"
             )
+
+    def _prepare(self) -> None:
+        for table in (*_STATE_TABLES, *_LOG_TABLES):
+            self._writer.execute(table.prepare)
 
     def _read(self) -> None:
         """Read the state back."""
@@ -749,8 +768,8 @@ def _make(path: Path, cluster_id: bytes, name: str) -> None:
             "INSERT INTO internal.identity VALUES ($1, $2, $3)", (FORMAT, cluster_id, name)
         )
         connection.execute("INSERT INTO internal.cursor VALUES (0, ''::BLOB, 0, 0, 0, ''::BLOB, 1)")
-        for statement in _inserts(_RING, map(_ring_json, EMPTY_RING.ranges())):
-            connection.execute(statement.sql, statement.parameters)
+        for line in map(_ring_json, EMPTY_RING.ranges()):
+            connection.execute(_RING.insert, (line.decode(),))
         connection.commit()
         connection.execute("CHECKPOINT")
     beside.rename(path)

@@ -407,6 +407,36 @@ async def test_a_store_that_lacks_memory_interrupts_queries_and_goes_on(store, m
     assert store.slot == 7
 
 
+async def test_the_store_goes_on_beside_queries_that_take_all_memory(tmp_path):
+    store = Store.open(tmp_path / "small.duckdb", CLUSTER_ID, "one", memory_bytes=48 << 20)
+    queries = Queries(store.connect)
+    store.relieve = queries.relieve
+    feed = Feed()
+    store.write(feed.batch(feed.start()))
+    refused = Counter()
+
+    async def hog():
+        while True:
+            try:
+                await queries.run("FROM range(1e8::BIGINT) ORDER BY random()", deadline_ms=60_000)
+            except SqlError as error:
+                refused[type(error)] += 1
+
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(2):
+                tasks.start_soon(hog)
+            await begun(queries)
+            while refused.total() < 6 or store.slot < 200:
+                commands = [feed.command(MemberJoin(f"n{feed.slot}-{n}")) for n in range(20)]
+                await anyio.to_thread.run_sync(store.write, feed.batch(commands))
+            tasks.cancel_scope.cancel()
+    await queries.close()
+    assert set(refused) <= {SqlMemoryError}
+    assert run(store, "SELECT count(*), max(slot) FROM commits").rows == ((feed.slot, feed.slot),)
+    store.close()
+
+
 async def test_closing_interrupts_and_refuses(store):
     queries = Queries(store.connect)
 

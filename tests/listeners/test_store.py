@@ -592,3 +592,15 @@ def test_an_empty_state_can_be_reset_to(path):
     loaded = reopened(store).load()
     assert loaded is not None
     assert (loaded.slot, loaded.chain, dict(loaded.metadata.members)) == (7, bytes(32), {})
+
+
+def test_the_benchmark_runs():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.store", "--members", "40", "--batches", "1"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    lines = [msgspec.json.decode(line) for line in done.stdout.splitlines()]
+    assert len(lines) == 11, done.stderr
+    assert all(line["ratio"] > 0 for line in lines[1:-1])
