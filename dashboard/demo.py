@@ -8,6 +8,8 @@ loopback, in one directory, and ends with this process, however it ends.
 
 from __future__ import annotations
 
+import csv
+import gzip
 import itertools
 import json
 import re
@@ -23,17 +25,25 @@ from subprocess import CalledProcessError
 from typing import Final
 
 import anyio
+import anyio.abc
 import anyio.to_thread
 from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 
+from dashboard.importer import (
+    REMOVE,
+    ImportRefusedError,
+    ImportStoppedError,
+    examine,
+    import_file,
+)
 from dashboard.local import Child, LocalCluster
-from dashboard.member import ZONE
+from dashboard.member import PREFIX, ZONE
 from listeners.listener import SOCKET_FILE
 from listeners.sql import QueryResult, SqlError, query_socket_async
-from trex_core.cluster import parse_cluster
+from trex_core.cluster import ClusterConfig, parse_cluster
 from trex_core.messages import Status
 from voters.client import Client, OutcomeUnknown, TrexError, connect
 
@@ -47,6 +57,10 @@ LEASE_MS: Final = 5_000
 """Lease of a member, in milliseconds: longer than any change of leader here."""
 START_S: Final = 30.0
 """Patience with anything that starts, elects or catches up, in seconds."""
+IMPORT_ROWS_BEFORE: Final = 5_000
+"""Rows of a trace that are imported before the leader is killed."""
+IMPORT_IN_FLIGHT: Final = 256
+"""Rows of a trace under way at a time."""
 REFRESH_S: Final = 0.1
 """How often the line that lives is written anew, in seconds."""
 OBSERVER: Final = "observer"
@@ -82,7 +96,7 @@ class Acknowledged:
 def demo(
     voters: int = 5,
     members: int = 3,
-    import_file: Path | None = None,
+    trace: Path | None = None,
     keep: bool = False,
     directory: Path | None = None,
 ) -> int:
@@ -94,23 +108,45 @@ def demo(
     with tempfile.TemporaryDirectory(prefix="trex-demo-") as scratch:
         place = directory if directory is not None else Path(scratch)
         try:
-            return anyio.run(_Story(console, place, voters, members, keep).tell)
+            return anyio.run(_Story(console, place, voters, members, trace, keep).tell)
         except DemoFailedError as error:
             console.print(f"[red]✗ {escape(str(error))}[/]")
             return 1
+
+
+def recorded_members(path: Path) -> tuple[tuple[str, str, str, str], ...]:
+    """What a trace of machine events leaves: id, platform, cpus and memory of each machine, as
+    texts, by number. Read here by itself: nothing of the import is used."""
+    alive: dict[str, tuple[str, str, str, str]] = {}
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="ascii", newline="") as lines:
+        for _, machine, event, platform, cpus, memory in csv.reader(lines):
+            if event == REMOVE:
+                del alive[machine]
+            else:
+                alive[machine] = (machine, platform, cpus, memory)
+    return tuple(alive[machine] for machine in sorted(alive, key=int))
 
 
 class _Story:
     """One telling. Scenes are methods, told in the order of :meth:`_scenes`."""
 
     def __init__(
-        self, console: Console, directory: Path, voters: int, members: int, keep: bool
+        self,
+        console: Console,
+        directory: Path,
+        voters: int,
+        members: int,
+        trace: Path | None,
+        keep: bool,
     ) -> None:
         self._console = console
-        self._names = [f"member-{number}" for number in range(1, members + 1)]
+        self._trace = trace
+        self._names = [f"{PREFIX}{number}" for number in range(1, members + 1)]
         self._keep = keep
         self._cluster = LocalCluster(directory, voters, name="demo")
         self._known = Acknowledged()
+        self._imported = ""
         self._live = console.status("starting")
         self._began_s = time.monotonic()
 
@@ -150,9 +186,11 @@ class _Story:
         async with connect(config, deadline_s=START_S) as client:
             await self._first_leader(client)
             await self._start_followers()
-            async with self._writing(client):
+            async with self._writing(client), anyio.create_task_group() as importing:
                 await self._write_more(WRITES_BEFORE)
                 self._say_rate()
+                if self._trace is not None:
+                    await importing.start(self._import, config, self._trace)
                 killed = await self._kill_leader(client)
                 await self._write_more(WRITES_BEFORE)
             await self._restart(client, killed)
@@ -216,8 +254,41 @@ class _Story:
     async def _write_more(self, count: int) -> None:
         goal = self._known.writes + count
         while self._known.writes < goal:
-            self._live.update(f"{self._known.writes:,} writes acknowledged by {WRITERS} writers")
+            self._live.update(
+                f"{self._known.writes:,} writes acknowledged by {WRITERS} writers{self._imported}"
+            )
             await anyio.sleep(REFRESH_S)
+
+    async def _import(
+        self,
+        config: ClusterConfig,
+        path: Path,
+        *,
+        task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Import a recorded trace beside the writers; started once rows are acknowledged."""
+        source = await anyio.to_thread.run_sync(examine, path)
+        began_s = time.monotonic()
+        started = False
+
+        def told(row: int, rows: int) -> None:
+            nonlocal started
+            self._imported = f"; row {row:,} of {rows:,} imported"
+            if row >= IMPORT_ROWS_BEFORE and not started:
+                started = True
+                task_status.started()
+
+        imported = await import_file(
+            config, source, in_flight_max=IMPORT_IN_FLIGHT, deadline_s=START_S, told=told
+        )
+        if not started:
+            task_status.started()
+        took_s = time.monotonic() - began_s
+        self._known.slot = max(self._known.slot, imported.last_slot)
+        self._say(
+            f"{imported.rows:,} recorded rows imported through all this, one slot each:"
+            f" {imported.rows / took_s:,.0f}/s"
+        )
 
     def _say_rate(self) -> None:
         took_ms = self._known.took_ms
@@ -274,10 +345,16 @@ class _Story:
     async def _compare(self) -> int:
         self._live.update("asking the listener in SQL")
         known = self._known
-        config = await self._sql("SELECT key, value, slot FROM config ORDER BY key")
+        config = await self._sql(
+            "SELECT key, value, slot FROM config WHERE starts_with(key, 'demo/') ORDER BY key"
+        )
         members = await self._sql(
             "SELECT id, zone, state, lease, updated_slot FROM members WHERE zone = 'demo'"
             " ORDER BY id"
+        )
+        recorded = await self._sql(
+            "SELECT id, attributes->>'platform', attributes->>'cpus', attributes->>'memory'"
+            " FROM members WHERE zone IS NULL ORDER BY CAST(id AS BIGINT)"
         )
         ring = await self._sql("SELECT DISTINCT unnest(replicas) AS id FROM ring ORDER BY id")
         commits = await self._sql("SELECT count(*), min(slot), max(slot) FROM commits")
@@ -292,11 +369,18 @@ class _Story:
             f"members are the {len(alive)} that live, under the leases they were granted": (
                 members.rows == alive
             ),
-            "the ring is theirs alone": ring.rows == tuple((row[0],) for row in alive),
+            "the ring is theirs alone": (
+                {row[0] for row in ring.rows} == {row[0] for row in (*members.rows, *recorded.rows)}
+            ),
             f"commits has every slot from {first} to {last:,}, without a gap": (
                 (first, count) == (1, last) and last >= known.slot
             ),
         }
+        if self._trace is not None:
+            machines = recorded_members(self._trace)
+            checks[
+                f"the {len(machines):,} machines that the trace leaves are members, and no other"
+            ] = recorded.rows == machines
         for text, holds in checks.items():
             if holds:
                 self._say(text)
@@ -358,6 +442,8 @@ class _Story:
 _TROUBLE: Final = (
     TrexError,
     SqlError,
+    ImportRefusedError,
+    ImportStoppedError,
     TimeoutError,
     ChildProcessError,
     CalledProcessError,

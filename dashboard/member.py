@@ -21,6 +21,8 @@ from voters.config import read_cluster
 
 ZONE = "demo"
 """The zone of all members of the demo."""
+PREFIX = "member-"
+"""How their ids begin."""
 DEADLINE_S = 30.0
 """How long a command of a member may take, in seconds: longer than any change of leader."""
 
@@ -58,15 +60,16 @@ async def be_member(client: Client, name: str, lease_ms: int, stop: anyio.Event)
 
 
 async def watch_members(listener: Listener) -> None:
-    """Tell who the members are, whenever one comes or goes."""
-    known: list[str] = []
-    async for delivery in listener.changes(since=0, kind="member"):
+    """Tell who the demo's members are, whenever one comes or goes."""
+    known: set[str] = set()
+    async for delivery in listener.changes(since=0, kind="member", prefix=PREFIX):
         match delivery:
             case SlotChanges() | Reset():
-                members = sorted(listener.state.members)
-                if members != known:
-                    known = members
-                    tell("members", slot=listener.applied, members=members)
+                before = set(known)
+                for change in delivery.changes:
+                    (known.discard if change.new is None else known.add)(change.key)
+                if known != before:
+                    tell("members", slot=listener.applied, members=sorted(known))
             case Lagged() | Progress():
                 pass
 
