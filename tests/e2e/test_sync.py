@@ -1,0 +1,156 @@
+"""Seen from the kernel: a vote leaves a voter only after the disk has what it says."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.e2e.harness import Child, LocalCluster, config_of, put
+from trex_core.messages import Accepted, Ballot, Prepare, Promise
+from trex_core.state import AcceptRecord, PromiseRecord, Record
+from trex_core.wire import HEADER_BYTES, Channel, body_bytes, decode_peer, unframe
+from voters.driver import open_driver
+
+GUARD_BYTES = 4
+"""Before and after the entry in a journal frame: see the format in ``voters.journal``."""
+BATCH = 2
+CALL = re.compile(r"^(\d+) +(\w+)\((\d+)")
+RESUMED = re.compile(r"^(\d+) +<\.\.\. (\w+) resumed>")
+RESULT = re.compile(r"= (-?\d+)\b[^=]*$")
+BYTES = re.compile(r'"((?:\\x[0-9a-f]{2})*)"')
+
+
+def data_of(line: str) -> bytes:
+    found = BYTES.search(line)
+    return bytes.fromhex(found.group(1).replace("\\x", "")) if found else b""
+
+
+def records_in(data: bytes, cluster_id: bytes) -> list[Record]:
+    """The records of the batches in one write of the journal."""
+    found: list[Record] = []
+    while data:
+        size = HEADER_BYTES + body_bytes(data, cluster_id)
+        body = unframe(data[:size], cluster_id, Channel.JOURNAL).body[GUARD_BYTES:-1]
+        entry = msgspec.msgpack.decode(body)
+        if entry[0] == BATCH:
+            found += msgspec.convert(entry[2], list[Record])
+        data = data[size:]
+    return found
+
+
+class Disk:
+    """What the kernel told the process is on its disk: promises, and (slot, ballot) accepted."""
+
+    def __init__(self, cluster_id: bytes) -> None:
+        self.cluster_id = cluster_id
+        self.written: list[tuple[int, Record]] = []
+        self.promised: set[Ballot] = set()
+        self.accepted: set[tuple[int, Ballot]] = set()
+
+    def sync(self, descriptor: int, count: int) -> None:
+        """The first ``count`` records written to ``descriptor`` are durable."""
+        for _, record in [each for each in self.written if each[0] == descriptor][:count]:
+            match record:
+                case PromiseRecord(ballot=ballot):
+                    self.promised.add(ballot)
+                case AcceptRecord(ballot=ballot, first=first, values=values):
+                    slots = range(first, first + len(values))
+                    self.accepted |= {(slot, ballot) for slot in slots}
+                case _:
+                    pass
+
+    def check(self, vote: object) -> bool:
+        """Whether all that ``vote`` says is durable; what is no vote says nothing."""
+        match vote:
+            case Prepare(ballot=ballot) | Promise(ballot=ballot):
+                return ballot in self.promised
+            case Accepted(ballot=ballot, first=first, last=last):
+                return {(slot, ballot) for slot in range(first, last + 1)} <= self.accepted
+            case _:
+                return True
+
+
+def checked_votes(trace: Path, cluster_id: bytes) -> Counter[str]:
+    """Go through the trace in the kernel's order and check each vote as it enters ``sendto``."""
+    disk = Disk(cluster_id)
+    votes: Counter[str] = Counter()
+    open_calls: dict[str, tuple[int, bytes, int]] = {}
+
+    def returned(name: str, call: tuple[int, bytes, int], line: str) -> None:
+        descriptor, data, count = call
+        result = RESULT.search(line)
+        if result is None:
+            return  # killed inside the call
+        if name == "pwrite64" and data[3:4] == bytes([Channel.JOURNAL]):
+            assert int(result.group(1)) == len(data)
+            disk.written += [(descriptor, record) for record in records_in(data, cluster_id)]
+        if name == "fdatasync":
+            assert int(result.group(1)) == 0
+            disk.sync(descriptor, count)
+
+    for line in trace.read_text().splitlines():
+        if entered := CALL.match(line):
+            thread, name, descriptor = entered.group(1), entered.group(2), int(entered.group(3))
+            data = data_of(line)
+            count = sum(1 for each in disk.written if each[0] == descriptor)
+            if name == "sendto" and data[3:4] == bytes([Channel.PEER]):
+                vote = decode_peer(unframe(data, cluster_id, Channel.PEER).body)
+                assert disk.check(vote), f"{vote} left before its record was synced"
+                votes[type(vote).__name__] += 1
+            if line.endswith("<unfinished ...>"):
+                open_calls[thread] = (descriptor, data, count)
+            else:
+                returned(name, (descriptor, data, count), line)
+        elif back := RESUMED.match(line):
+            returned(back.group(2), open_calls.pop(back.group(1)), line)
+    return votes
+
+
+async def test_every_vote_of_a_real_voter_leaves_after_its_fdatasync_returned(tmp_path):
+    strace = shutil.which("strace")
+    if strace is None:
+        pytest.skip("strace is not installed")
+    traced = 1
+    with LocalCluster(tmp_path, 3, journal={"segment_bytes": 1 << 18}) as cluster:
+        config = config_of(cluster)
+        voter = cluster.start_voter(traced)
+        voter.wait_for_line("voter.ready", 30)
+        tracer = Child(
+            "strace",
+            [strace, "-f", "-xx", "-s", "2000000", "-o", tmp_path / "trace",
+             "-e", "trace=pwrite64,fdatasync,sendto", "-p", str(voter.pid)],
+            tmp_path / "strace.log", {},
+        )  # fmt: skip
+        try:
+            tracer.wait_for_line("attached", 20)
+        except ChildProcessError as error:
+            if "Operation not permitted" in str(error):
+                pytest.skip(f"strace is not permitted here: {error}")
+            raise
+        cluster.start_voters()  # the first election needs the traced one: it is seen from the start
+        async with open_driver(config, deadline_s=30) as driver:
+            for count in range(30):
+                await put(driver, f"one/{count}", "value")
+            leader = (await driver.find_leader()).voter
+            if leader != traced:  # so that it promises, or stands itself
+                cluster.voter(leader).kill()
+                cluster.start_voter(leader)
+            for count in range(30):
+                await put(driver, f"two/{count}", "value " * 100)
+            await driver.hand_over(traced)  # so that it stands, prepares and proposes
+            for count in range(30):
+                await put(driver, f"three/{count}", "value")
+            await driver.hand_over(3)
+            await put(driver, "four", "value")
+        voter.kill()
+        tracer.wait(20)
+    votes = checked_votes(tmp_path / "trace", config.cluster_id_bytes)
+    print(dict(votes))
+    assert votes["Accepted"] >= 60
+    assert votes["Promise"] >= 1
+    assert votes["Prepare"] >= 1
