@@ -440,6 +440,7 @@ class Store:
         self._root = root
         self._root_lock = threading.Lock()
         self._writer = root.cursor()
+        self._prepared = False
         self._slot = 0
         self._chain = b""
         self._history_from_slot = 1
@@ -490,7 +491,6 @@ class Store:
                     root.execute("SET lock_configuration = true")
                     store = cls(path, root)
                     store._identify(cluster_id, name)
-                    store._prepare()
                     store._read()
             except BaseException:
                 root.close()
@@ -626,6 +626,7 @@ class Store:
     def _prepare(self) -> None:
         for table in (*_STATE_TABLES, *_LOG_TABLES):
             self._writer.execute(table.prepare)
+        self._prepared = True
 
     def _read(self) -> None:
         """Read the state back."""
@@ -722,14 +723,19 @@ class Store:
                 self.relieve()
 
     def _transact(self, statements: Sequence[_Statement]) -> None:
-        self._writer.begin()
         try:
+            if not self._prepared:
+                self._prepare()
+            self._writer.begin()
             for statement in statements:
                 self._writer.execute(statement.sql, statement.parameters)
             self._writer.commit()
         except BaseException:
-            with suppress(duckdb.Error):  # an engine that failed at COMMIT has rolled back itself
-                self._writer.rollback()
+            # Not rolled back but closed: without memory a rollback may fail too, and a connection
+            # left in an aborted transaction would refuse all that follows.
+            self._writer.close()
+            self._writer = self.connect()
+            self._prepared = False
             raise
 
 
