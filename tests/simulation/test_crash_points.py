@@ -3,6 +3,7 @@ journal, on a network that loses 40 %. Random crashes do not find what this find
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from tests.simulator.options import Options
@@ -12,7 +13,6 @@ OPTIONS = Options(
     voters=3,
     listeners=1,
     clients=1,
-    events=300,
     loss=0.4,
     duplication=0.1,
     downtime_us=1,
@@ -25,10 +25,11 @@ OPTIONS = Options(
 @pytest.mark.parametrize("boundary", ["step", "written", "synced", "half_sent"])
 @pytest.mark.parametrize("k", range(1, 13))
 def test_crash(boundary, k):
+    options = msgspec.structs.replace(OPTIONS, events=200 + 40 * k)
     crashed = 0
     for seed in range(3):
         for voter in (1, 2, 3):
-            world = World(seed, OPTIONS, crash_at=CrashPoint(voter, boundary, k)).run()
+            world = World(seed, options, crash_at=CrashPoint(voter, boundary, k)).run()
             crashed += world.counts["crashes"]
     assert crashed == 9, "each world has its one crash"
 

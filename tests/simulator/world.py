@@ -331,13 +331,13 @@ class World:
 
     def restart_later(self, voter: Voter) -> None:
         """``voter`` crashed; somebody starts it again."""
-        if not self.healed:
+        if not self.healed or self.crash_at is not None:
             downtime = int(self.random() * self.options.downtime_us)
             self.push(downtime, None, self.on_restart, voter, None)
 
     def on_restart(self, voter: Voter, _: object) -> None:
         """Start it unless it runs."""
-        if not voter.up and not voter.dead and not self.healed:
+        if not voter.up and not voter.dead and (not self.healed or self.crash_at is not None):
             voter.start()
 
     def on_fault(self, _: object, __: object) -> None:
