@@ -920,7 +920,7 @@ def sql(
     except SqlDeadlineError as error:
         end(NO_QUORUM, str(error))
     except SqlError as error:
-        end(REFUSED, str(error))
+        end(REFUSED, str(error).splitlines()[0])
     columns = _unique(result.columns)
     rows: list[dict[str, object]] = [
         {
@@ -1021,7 +1021,7 @@ def _import(
         console=Console(stderr=True),
     )
     with progress:
-        task = progress.add_task(file.name, total=None, rate="")
+        task = progress.add_task("importing", total=None, rate="")
         source = importer.examine(file)
         clock = _Rate()
 
@@ -1076,7 +1076,7 @@ def _import_summary(sockets: list[Path], slot: int, as_json: bool) -> None:
         try:
             result = query_socket(path, SUMMARY, deadline_ms=30_000, at_least_slot=slot)
         except SqlError as error:
-            typer.echo(f"listener {path.parent.name}: {error}", err=True)
+            typer.echo(f"listener {path.parent.name}: {str(error).splitlines()[0]}", err=True)
             continue
         typer.echo(f"SQL at listener {path.parent.name}, as of slot {result.slot}:", err=True)
         show([dict(zip(result.columns, row, strict=True)) for row in result.rows], as_json)

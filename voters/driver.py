@@ -15,6 +15,7 @@ No task outlives ``open_driver``; no call outlives its deadline.
 from __future__ import annotations
 
 # ruff: noqa: N818 - the names of the error tree are the plan's
+import os
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -105,7 +106,8 @@ class Rejected(TrexError):
     ``detail`` says more, ``slot`` is the version it was refused at (0: does not apply)."""
 
     def __init__(self, reason: str, detail: str = "", slot: int = 0) -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
+        found = f" (slot {slot})" if slot else ""
+        super().__init__((f"{reason}: {detail}" if detail else reason) + found)
         self.reason = reason
         self.detail = detail
         self.slot = slot
@@ -207,7 +209,8 @@ async def _linked(entry: VoterEntry, cluster_id: bytes, timeout_s: float) -> Asy
     except TimeoutError as error:
         raise _LinkLost(f"no connection in {timeout_s:g} s") from error
     except OSError as error:
-        raise _LinkLost(str(error.__cause__ or error)) from error
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+        raise _LinkLost(os.strerror(cause.errno) if cause.errno else str(cause)) from error
     try:
         yield _Link(stream, cluster_id)
     finally:
@@ -581,7 +584,7 @@ class Driver:
                         hint = await self._serve(link, voter)
                     else:
                         hint = status.leader
-                        self._trouble = f"voter {voter} is a {status.role} and knows no leader"
+                        self._trouble = f"voter {voter} ({status.role}) knows no leader"
             except _LinkLost as lost:
                 self._lost(voter, str(lost))
             now = anyio.current_time()
