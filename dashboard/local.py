@@ -318,15 +318,18 @@ class LocalCluster:
         """What a program needs in its environment to find this cluster."""
         return {"TREX_CONFIG": str(self.config_path), "PYTHONUNBUFFERED": "1"}
 
-    def start(self, name: str, *arguments: str | Path) -> Child:
-        """Start ``python -m`` with ``arguments`` as the child ``name``."""
+    def start(
+        self, name: str, *arguments: str | Path, extra: Mapping[str, str] | None = None
+    ) -> Child:
+        """Start ``python -m`` with ``arguments`` as the child ``name``; ``extra`` is added to its
+        environment."""
         known = self.children.get(name)
         assert known is None or not known.running, f"{name} runs already"
         child = Child(
             name,
             [sys.executable, "-m", *arguments],
             self.directory / "logs" / f"{name}.log",
-            self.environment,
+            {**self.environment, **(extra or {})},
         )
         self.children[name] = child
         return child
@@ -346,6 +349,11 @@ class LocalCluster:
         """The process of voter ``voter``."""
         return self.children[f"voter-{voter}"]
 
-    def start_listener(self, name: str) -> Child:
-        """Start a ``trex-listener`` that stores in ``directory/name``."""
-        return self.start(name, "listeners", "run", "--name", name, "--dir", self.directory / name)
+    def start_listener(self, name: str, *, drop_percent: int = 0) -> Child:
+        """Start a ``trex-listener`` that stores in ``directory/name``; it loses ``drop_percent`` of
+        the stream's datagrams."""
+        return self.start(
+            name,
+            *("listeners", "run", "--name", name, "--dir", self.directory / name),
+            extra={"TREX_TEST_DROP_PERCENT": str(drop_percent)} if drop_percent else None,
+        )
