@@ -52,39 +52,41 @@ def percentile(values: list[float], share: float) -> float:
 async def main(rounds: int, count: int, rate: float) -> None:
     """Run and print JSON lines, the ratios last."""
     p99: dict[str, list[float]] = {"none": [], "healthy": [], "disturbed": []}
-    with tempfile.TemporaryDirectory(prefix="trex-never-slow-") as folder:
-        with LocalCluster(Path(folder)) as cluster:
-            cluster.start_voters()
-            config = parse_cluster(cluster.config_path.read_text())
-            async with open_driver(config, deadline_s=30) as driver:
-                await commits(driver, count, rate)  # warm up
-                for round_ in range(rounds):
-                    for state in p99:
-                        listeners = []
-                        if state != "none":
-                            listeners = [
-                                cluster.start_listener(
-                                    f"listener-{n}",
-                                    drop_percent=30 if state == "disturbed" and n == 1 else 0,
-                                )
-                                for n in range(3)
-                            ]
-                            for child in listeners:
-                                child.wait_for_line("listener.ready", 60)
-                            if state == "disturbed":
-                                listeners[0].pause()
-                        took_ms = await commits(driver, count, rate)
+    with (
+        tempfile.TemporaryDirectory(prefix="trex-never-slow-") as folder,
+        LocalCluster(Path(folder)) as cluster,
+    ):
+        cluster.start_voters()
+        config = parse_cluster(cluster.config_path.read_text())
+        async with open_driver(config, deadline_s=30) as driver:
+            await commits(driver, count, rate)  # warm up
+            for round_ in range(rounds):
+                for state, figures_p99 in p99.items():
+                    listeners = []
+                    if state != "none":
+                        listeners = [
+                            cluster.start_listener(
+                                f"listener-{n}",
+                                drop_percent=30 if state == "disturbed" and n == 1 else 0,
+                            )
+                            for n in range(3)
+                        ]
                         for child in listeners:
-                            child.resume()
-                            child.terminate()
-                        p99[state].append(percentile(took_ms, 0.99))
-                        figures = {
-                            "round": round_,
-                            "listeners": state,
-                            "p50_ms": round(percentile(took_ms, 0.5), 3),
-                            "p99_ms": round(p99[state][-1], 3),
-                        }
-                        print(json.dumps(figures), flush=True)
+                            child.wait_for_line("listener.ready", 60)
+                        if state == "disturbed":
+                            listeners[0].pause()
+                    took_ms = await commits(driver, count, rate)
+                    for child in listeners:
+                        child.resume()
+                        child.terminate()
+                    figures_p99.append(percentile(took_ms, 0.99))
+                    figures = {
+                        "round": round_,
+                        "listeners": state,
+                        "p50_ms": round(percentile(took_ms, 0.5), 3),
+                        "p99_ms": round(figures_p99[-1], 3),
+                    }
+                    print(json.dumps(figures), flush=True)
     for state, base in (("disturbed", "healthy"), ("disturbed", "none"), ("healthy", "none")):
         ratios = [a / b for a, b in zip(p99[state], p99[base], strict=True)]
         print(
