@@ -117,8 +117,9 @@ PUMP_AGAIN_S: Final = 0.001
 """When a burst of the stream, or capped repairs, is continued."""
 HAND_OVER_S: Final = 2.0
 """How long a stopping leader waits for its successor, in seconds."""
-NO_QUORUM_ATTEMPTS: Final = 3
-"""After this many failed elections a voter says "no quorum" rather than "not the leader"."""
+NO_QUORUM_TIMEOUTS: Final = 2
+"""A voter that knows no leader for this many longest election timeouts says "no quorum" rather
+than "not the leader"."""
 CAPTURES_MAX: Final = 4
 """Most captured states waiting to be written as snapshots; the oldest are skipped."""
 RECOVERY_PAUSE_S: Final = 0.05
@@ -245,6 +246,7 @@ class Voter:
         self._handovers: list[Reply] = []
         self._handover_until = 0
         self._reported = state
+        self._leaderless_tick: int | None = state.tick
         self._installed: deque[Snapshot] = deque()
         self._captures: deque[tuple[Capture, list[Reply]]] = deque()
         self._snapshot_now: list[Reply] = []
@@ -589,13 +591,14 @@ class Voter:
         gateway = self._gateway
         if not isinstance(role, Leader):
             if gateway.submits:
-                attempts = self.state.attempt
-                reason = (
-                    RefusalReason.NO_QUORUM
-                    if attempts >= NO_QUORUM_ATTEMPTS
-                    else RefusalReason.NOT_LEADER
-                )
-                self._refuse_submits(reason)
+                patience = NO_QUORUM_TIMEOUTS * self.config.election_ticks_max
+                lost = self._leaderless_tick
+                if lost is not None and self.state.tick - lost > patience:
+                    self._refuse_submits(
+                        RefusalReason.NO_QUORUM, "too few voters hear each other to elect a leader"
+                    )
+                else:
+                    self._refuse_submits(RefusalReason.NOT_LEADER)
             return
         expired = self._expired_leases(role, now_s)
         if not gateway.submits and not expired:
@@ -930,6 +933,10 @@ class Voter:
         if state.role is before.role and state.leader == before.leader:
             return
         self._reported = state
+        if state.leader != NO_BALLOT:
+            self._leaderless_tick = None
+        elif self._leaderless_tick is None:
+            self._leaderless_tick = state.tick
         changed = difference(before, state)
         if changed is not None:
             log(logging.INFO, "voter.role.changed", voter=self._me, **changed)

@@ -1,0 +1,609 @@
+"""The voter with real sockets, journals and archive processes, in the test's own loop."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+
+import msgspec
+import pytest
+
+from tests.voters.here import SOON_S, Here, some_cluster
+from trex_core.invariants import InvariantViolation
+from trex_core.messages import (
+    COMMAND_BYTES_MAX,
+    Answer,
+    HandOverRequest,
+    Kind,
+    Outcome,
+    OutcomeStatus,
+    Query,
+    Refusal,
+    RefusalReason,
+    Renew,
+    SessionQuery,
+    SnapshotNow,
+    Status,
+    StatusRequest,
+    Submit,
+)
+from trex_core.metadata.commands import (
+    ConfigEntry,
+    ConfigGet,
+    ConfigPut,
+    LeaseGrant,
+    decode_reply,
+    encode_command,
+    encode_question,
+)
+from trex_core.state import Follower, Leader
+from trex_core.wire import (
+    Channel,
+    FrameBuffer,
+    Identity,
+    encode_body,
+    frame,
+)
+from trex_core.wire import decode_reply as decode_frame_reply
+from voters import JournalError, StartError, VoterFailedError, server
+from voters.journal import Journal
+from voters.server import difference
+
+pytestmark = pytest.mark.anyio
+
+
+class Asker:
+    """A client's connection at its barest."""
+
+    def __init__(self, cluster, voter):
+        self.cluster = cluster
+        self.entry = cluster.voter(voter)
+        self.waiting = {}
+        self.number = 0
+
+    async def __aenter__(self):
+        self.reader, self.writer = await asyncio.open_connection(
+            self.entry.host, self.entry.client_port
+        )
+        self.task = asyncio.create_task(self._read())
+        return self
+
+    async def __aexit__(self, *exc):
+        self.task.cancel()
+        self.writer.close()
+
+    async def _read(self):
+        buffer = FrameBuffer(self.cluster.cluster_id_bytes, Channel.CLIENT)
+        while data := await self.reader.read(1 << 18):
+            for held in buffer.feed(data):
+                reply = decode_frame_reply(held.body)
+                self.waiting.pop(reply.id).set_result(reply)
+
+    def begin(self, make):
+        self.number += 1
+        answered = asyncio.get_running_loop().create_future()
+        self.waiting[self.number] = answered
+        identity = Identity(self.cluster.cluster_id_bytes)
+        self.writer.write(frame(identity, Channel.CLIENT, encode_body(make(self.number))))
+        return answered
+
+    async def ask(self, make):
+        async with asyncio.timeout(SOON_S):
+            return await self.begin(make)
+
+    async def open_session(self):
+        reply = await self.ask(lambda i: Submit(i, Kind.OPEN, 0, 0, 0, b""))
+        assert isinstance(reply, Outcome), reply
+        return reply.slot
+
+    async def put(self, session, sequence, key="k", value="v"):
+        return await self.ask(put(session, sequence, key, value))
+
+    async def get(self, key):
+        reply = await self.ask(lambda i: Query(i, encode_question(ConfigGet(key)), True))
+        assert isinstance(reply, Answer), reply
+        return decode_reply(reply.body)
+
+
+def put(session, sequence, key="k", value="v"):
+    command = encode_command(ConfigPut(key, value))
+    return lambda i: Submit(i, Kind.COMMAND, session, sequence, 1, command)
+
+
+def held_by(voter):
+    return b"".join(voter.replica.machine.snapshot())
+
+
+@pytest.fixture
+async def here(tmp_path, monkeypatch):
+    """Three voters without archive processes, which most of these tests do not need."""
+
+    async def no_archive(_setup):
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(server, "keep_archive", no_archive)
+    with some_cluster() as cluster:
+        async with Here(cluster, tmp_path) as voters:
+            yield voters
+
+
+@pytest.fixture
+async def whole(tmp_path):
+    """Three voters with their archive processes."""
+    with some_cluster() as cluster:
+        async with Here(cluster, tmp_path) as voters:
+            yield voters
+
+
+async def test_a_leader_is_elected_and_all_fix_and_apply_the_same(here):
+    await here.start()
+    leader = await here.leader()
+    async with Asker(here.cluster, leader.config.voter) as client:
+        session = await client.open_session()
+        slots = []
+        for sequence in range(1, 51):
+            outcome = await client.put(session, sequence, f"key-{sequence}", "x" * sequence)
+            assert (outcome.status, type(outcome)) == (OutcomeStatus.APPLIED, Outcome)
+            slots.append(outcome.slot)
+        assert slots == sorted(set(slots))
+    voters = list(here.running.values())
+    await here.until(lambda: len({v.replica.chain for v in voters}) == 1)
+    assert {v.replica.applied for v in voters} == {leader.state.fixed}
+    assert len({held_by(v) for v in voters}) == 1
+
+
+async def test_each_retry_gets_the_first_result_and_gaps_are_told(here):
+    await here.start()
+    leader = await here.leader()
+    async with Asker(here.cluster, leader.config.voter) as client:
+        session = await client.open_session()
+        first = await client.put(session, 1, "k", "one")
+        again = await client.put(session, 1, "k", "one")
+        assert (again.slot, again.status, again.body) == (first.slot, first.status, first.body)
+        gap = await client.put(session, 3, "k", "three")
+        assert gap.status == OutcomeStatus.GAP
+        reply = await client.ask(lambda i: SessionQuery(i, session))
+        assert msgspec.msgpack.decode(reply.body) == 2
+        assert (await client.put(999_999, 1)).status == OutcomeStatus.SESSION_EXPIRED
+
+
+async def test_who_does_not_lead_says_who_does_and_where(here):
+    await here.start()
+    leader = (await here.leader()).config.voter
+    other = next(v for v in here.cluster.voter_ids if v != leader)
+    entry = here.cluster.voter(leader)
+    async with Asker(here.cluster, other) as client:
+        for make in (
+            put(1, 1),
+            lambda i: Query(i, encode_question(ConfigGet("k")), True),
+            lambda i: SessionQuery(i, 1),
+            lambda i: Renew(i, (1,)),
+            lambda i: HandOverRequest(i, 0),
+        ):
+            reply = await client.ask(make)
+            assert reply == Refusal(
+                reply.id, RefusalReason.NOT_LEADER, leader, f"{entry.host}:{entry.client_port}"
+            )
+        anywhere = await client.ask(lambda i: Query(i, encode_question(ConfigGet("k")), False))
+        assert isinstance(anywhere, Answer)
+
+
+async def test_pipelined_commands_and_reads_are_answered_in_their_order(here):
+    await here.start()
+    leader = await here.leader()
+    async with Asker(here.cluster, leader.config.voter) as client:
+        session = await client.open_session()
+        writes = [client.begin(put(session, n, "k", str(n))) for n in range(1, 301)]
+        outcomes = [await asyncio.wait_for(write, SOON_S) for write in writes]
+        assert [outcome.status for outcome in outcomes] == [OutcomeStatus.APPLIED] * 300
+        slots = [outcome.slot for outcome in outcomes]
+        assert slots == sorted(slots)
+        entry = await client.get("k")
+        assert entry == ConfigEntry("k", "300", slots[-1])
+
+
+async def test_a_read_sees_every_write_acknowledged_before_it(here):
+    await here.start()
+    leader = await here.leader()
+    me = leader.config.voter
+    async with Asker(here.cluster, me) as writer, Asker(here.cluster, me) as reader:
+        session = await writer.open_session()
+        for sequence in range(1, 31):
+            outcome = await writer.put(session, sequence, "k", str(sequence))
+            entry = await reader.get("k")
+            assert entry == ConfigEntry("k", str(sequence), outcome.slot)
+
+
+async def test_a_leader_that_lost_its_quorum_answers_no_read_and_no_write(here):
+    await here.start()
+    leader = await here.leader()
+    me = leader.config.voter
+    async with Asker(here.cluster, me) as client:
+        session = await client.open_session()
+        await client.put(session, 1)
+        for voter in here.cluster.voter_ids:
+            if voter != me:
+                await here.stop(voter)
+        read = client.begin(lambda i: Query(i, encode_question(ConfigGet("k")), True))
+        write = client.begin(put(session, 2, "k", "never acknowledged"))
+        async with asyncio.timeout(SOON_S):
+            refused_read, refused_write = await read, await write
+        assert isinstance(refused_read, Refusal)
+        assert refused_read.reason == RefusalReason.NOT_LEADER
+        # The write was proposed before the leader stepped down, or never: it says which.
+        assert isinstance(refused_write, Refusal)
+        assert refused_write.reason in (RefusalReason.LEADERSHIP_LOST, RefusalReason.NOT_LEADER)
+        assert not isinstance(leader.state.role, Leader)
+        refused = await client.put(session, 2)
+        while refused.reason != RefusalReason.NO_QUORUM:
+            assert (refused.reason, refused.leader) == (RefusalReason.NOT_LEADER, 0)
+            tick = leader.state.tick
+            await leader.until(lambda t=tick: leader.state.tick > t, SOON_S)
+            refused = await client.put(session, 2)
+        assert refused.leader == 0
+
+
+async def test_a_write_goes_on_without_a_minority_and_the_missing_one_catches_up(whole):
+    here = whole
+    await here.start()
+    leader = await here.leader()
+    other = next(v for v in here.cluster.voter_ids if v != leader.config.voter)
+    async with Asker(here.cluster, leader.config.voter) as client:
+        session = await client.open_session()
+        await here.stop(other)
+        for sequence in range(1, 41):
+            assert (await client.put(session, sequence, "k", "y" * 2000)).status == 0
+    fixed = leader.state.fixed
+    await here.start(other)
+    await here.until(lambda: here.running[other].replica.applied >= fixed)
+    assert held_by(here.running[other]) == held_by(leader)
+
+
+async def test_everything_is_there_after_all_stopped_and_started(here):
+    await here.start()
+    leader = await here.leader()
+    async with Asker(here.cluster, leader.config.voter) as client:
+        session = await client.open_session()
+        outcome = await client.put(session, 1, "k", "kept")
+    before = leader.replica.machine.state
+    for voter in here.cluster.voter_ids:
+        await here.stop(voter)
+    await here.start()
+    leader = await here.leader()
+    assert leader.identity.boot == 2
+    async with Asker(here.cluster, leader.config.voter) as client:
+        assert await client.get("k") == ConfigEntry("k", "kept", outcome.slot)
+        again = await client.put(session, 1, "k", "kept")
+        assert (again.slot, again.body) == (outcome.slot, outcome.body)
+    assert leader.replica.machine.state.config == before.config
+
+
+async def test_snapshots_are_cut_alike_and_a_voter_returns_through_one(tmp_path):
+    limits = {
+        "snapshot_slots": 16,
+        "snapshots_kept": 2,
+        "segment_bytes": 1 << 16,
+        "retain_bytes": 0,
+    }
+    with some_cluster(journal=limits) as cluster:
+        async with Here(cluster, tmp_path) as here:
+            await here.start()
+            leader = await here.leader()
+            other = next(v for v in cluster.voter_ids if v != leader.config.voter)
+            async with Asker(cluster, leader.config.voter) as client:
+                session = await client.open_session()
+                await client.put(session, 1)
+                await here.stop(other)
+                for sequence in range(2, 200):
+                    await client.put(session, sequence, f"k{sequence % 7}", "z" * 3000)
+            running = list(here.running.values())
+            slot = leader.state.fixed // 16 * 16
+            await here.until(lambda: all(v.status().snapshot_slot == slot for v in running))
+            held = [tmp_path / f"voter-{v.config.voter}" / "snapshots" for v in running]
+            names = [sorted(path.name for path in folder.glob("*.snapshot")) for folder in held]
+            assert names[0] == names[1] == [f"{slot - 16:016d}.snapshot", f"{slot:016d}.snapshot"]
+            one, two = ((folder / names[0][-1]).read_bytes() for folder in held)
+            assert one == two
+            # The log of the others does not reach back to where this one stopped any more.
+            await here.start(other)
+            back = here.running[other]
+            await here.until(lambda: back.replica.applied >= leader.state.fixed)
+            assert back.replica.chain == leader.replica.chain
+            assert held_by(back) == held_by(leader)
+            # And from its own snapshot, in order, without anybody.
+            applied = back.replica.applied
+            await here.stop(other)
+            await here.start(other)
+            assert here.running[other].replica.applied >= applied
+
+
+async def test_a_snapshot_now_is_durable_when_answered(here):
+    await here.start()
+    leader = await here.leader()
+    me = leader.config.voter
+    async with Asker(here.cluster, me) as client:
+        session = await client.open_session()
+        await client.put(session, 1)
+        reply = await client.ask(SnapshotNow)
+        slot = msgspec.msgpack.decode(reply.body)
+        assert (here.path(me) / "snapshots" / f"{int(slot):016d}.snapshot").exists()
+        assert int(slot) == leader.status().snapshot_slot
+
+
+async def test_a_handover_moves_the_leader_and_fails_no_write(here):
+    await here.start()
+    old = await here.leader()
+    to = next(v for v in here.cluster.voter_ids if v != old.config.voter)
+    async with Asker(here.cluster, old.config.voter) as client:
+        session = await client.open_session()
+        begun = [client.begin(put(session, n, "k", str(n))) for n in range(1, 101)]
+        assert (await asyncio.wait_for(begun[0], SOON_S)).status == OutcomeStatus.APPLIED
+        moved = client.begin(lambda i: HandOverRequest(i, to))
+        begun += [client.begin(put(session, n, "k", str(n))) for n in range(101, 201)]
+        async with asyncio.timeout(SOON_S):
+            replies = [await reply for reply in begun]
+            answer = await moved
+    assert isinstance(answer, Answer)
+    assert msgspec.msgpack.decode(answer.body) == str(to)
+    done = [isinstance(reply, Outcome) for reply in replies]
+    assert done == sorted(done, reverse=True), "what was proposed is a prefix"
+    assert not all(done)
+    turned_away = {reply.reason for reply in replies if isinstance(reply, Refusal)}
+    assert turned_away == {RefusalReason.NOT_LEADER}, "no outcome is unknown"
+    assert (await here.leader()).config.voter == to
+
+
+async def test_a_stopping_leader_hands_over_first(here):
+    await here.start()
+    old = await here.leader()
+    ballot = old.state.leader
+    await here.stop(old.config.voter)
+    assert isinstance(old.state.role, Follower)
+    new = await here.leader()
+    assert new.state.leader > ballot
+    assert new.state.leader.round == ballot.round + 1, "one ballot, no election in between"
+
+
+async def test_a_handover_to_a_dead_voter_is_refused_and_the_old_leader_goes_on(here):
+    await here.start()
+    old = await here.leader()
+    dead = next(v for v in here.cluster.voter_ids if v != old.config.voter)
+    await here.stop(dead)
+    async with Asker(here.cluster, old.config.voter) as client:
+        reply = await client.ask(lambda i: HandOverRequest(i, dead))
+        assert isinstance(reply, Refusal)
+        assert "took over" in reply.detail
+        assert isinstance(await client.ask(lambda i: HandOverRequest(i, 99)), Refusal)
+        session = await client.open_session()
+        assert (await client.put(session, 1)).status == 0
+
+
+class Fragile:
+    """A user's machine: adds numbers, and raises for an odd one."""
+
+    def __init__(self):
+        self.total = 0
+
+    def apply(self, _slot, command):
+        self.total += int(command)
+        if int(command) % 2:
+            raise ArithmeticError("odd")
+        return str(self.total).encode()
+
+    def query(self, query):
+        return str(self.total // int(query)).encode()
+
+    def snapshot(self):
+        return [str(self.total).encode()]
+
+    def restore(self, data):
+        self.total = int(data)
+
+
+async def test_any_machine_is_replicated_and_its_exceptions_are_results(tmp_path):
+    with some_cluster(voters=1) as cluster:
+        async with Here(cluster, tmp_path, Fragile) as here:
+            await here.start()
+            voter = await here.leader()
+            async with Asker(cluster, 1) as client:
+                session = await client.open_session()
+                replies = [
+                    await client.ask(
+                        lambda i, n=n: Submit(
+                            i, Kind.COMMAND, session, n, 1, (b"4", b"3", b"x", b"6")[n - 1]
+                        )
+                    )
+                    for n in range(1, 5)
+                ]
+                assert [(r.status, r.body) for r in replies] == [
+                    (OutcomeStatus.APPLIED, b"4"),
+                    (OutcomeStatus.FAILED, b"ArithmeticError"),
+                    (OutcomeStatus.FAILED, b"ValueError"),
+                    (OutcomeStatus.APPLIED, b"10"),
+                ]
+                halved = await client.ask(lambda i: Query(i, b"2", True))
+                assert halved.body == b"5"
+                refused = await client.ask(lambda i: Query(i, b"0", True))
+                assert (refused.reason, "ZeroDivisionError" in refused.detail) == (6, True)
+                renew = await client.ask(lambda i: Renew(i, (1,)))
+                assert "no leases" in renew.detail
+            assert voter.replica.machine.total == 10
+
+
+async def test_a_lease_lives_while_it_is_renewed_and_ends_when_it_is_not(here):
+    await here.start()
+    leader = await here.leader()
+    async with Asker(here.cluster, leader.config.voter) as client:
+        session = await client.open_session()
+        leases = []
+        for sequence in (1, 2):
+            grant = encode_command(LeaseGrant(300))
+            outcome = await client.ask(
+                lambda i, n=sequence, c=grant: Submit(i, Kind.COMMAND, session, n, 1, c)
+            )
+            leases.append(outcome.slot)
+        kept, dropped = leases
+        machine = leader.replica.machine
+        while dropped in machine.state.leases:
+            reply = await client.ask(lambda i: Renew(i, (kept, 77)))
+            assert msgspec.msgpack.decode(reply.body) == [kept]
+        assert kept in machine.state.leases
+        reply = await client.ask(lambda i: Renew(i, (kept, dropped)))
+        assert msgspec.msgpack.decode(reply.body) == [kept]
+        await leader.until(lambda: kept not in machine.state.leases, SOON_S)
+
+
+async def test_the_largest_command_commits_and_a_larger_one_is_refused_in_words(here):
+    await here.start()
+    leader = await here.leader()
+    async with Asker(here.cluster, leader.config.voter) as client:
+        session = await client.open_session()
+        for size in (COMMAND_BYTES_MAX + 1, COMMAND_BYTES_MAX):
+            reply = await client.ask(
+                lambda i, n=size: Submit(i, Kind.COMMAND, session, 1, 1, bytes(n))
+            )
+            if size > COMMAND_BYTES_MAX:
+                assert (reply.reason, str(COMMAND_BYTES_MAX) in reply.detail) == (4, True)
+            else:
+                assert isinstance(reply, Outcome)
+        assert (await client.put(session, 2)).status == OutcomeStatus.APPLIED
+    applied = leader.state.fixed
+    await here.until(lambda: all(v.replica.applied >= applied for v in here.running.values()))
+
+
+async def test_a_kind_that_no_client_may_submit_is_refused(here):
+    await here.start()
+    leader = await here.leader()
+    async with Asker(here.cluster, leader.config.voter) as client:
+        for kind in (Kind.NOOP, Kind.GENESIS, Kind.ENGINE, 99):
+            reply = await client.ask(lambda i, k=kind: Submit(i, k, 0, 0, 0, b""))
+            assert (reply.reason, str(kind) in reply.detail) == (RefusalReason.MALFORMED, True)
+
+
+async def test_status_tells_what_the_voter_thinks(here):
+    await here.start()
+    leader = await here.leader()
+    await leader.until(lambda: len(leader.state.role.acks) == 2, SOON_S)
+    async with Asker(here.cluster, leader.config.voter) as client:
+        status = await client.ask(StatusRequest)
+    assert isinstance(status, Status)
+    assert (status.role, status.leader) == ("leader", leader.config.voter)
+    assert status.ballot == leader.state.leader
+    assert status.fixed == status.applied >= 1
+    assert status.boot == 1
+    assert status.incarnation == leader.identity.incarnation
+    assert status.journal_bytes > 0
+    assert status.free_bytes > 0
+    assert status.fsync_p50_us > 0
+    assert sorted(peer.voter for peer in status.peers) == sorted(
+        v for v in here.cluster.voter_ids if v != leader.config.voter
+    )
+    assert all(0 <= peer.heard_ms < SOON_S * 1000 for peer in status.peers)
+
+
+async def test_full_disks_refuse_proposals_and_room_lets_them_pass(here, monkeypatch):
+    free = {"bytes": 0}
+    full = monkeypatch.context()
+    await here.start()
+    leader = await here.leader()
+    with full as patch:
+        patch.setattr(Journal, "free_bytes", lambda _: free["bytes"])
+        await here.until(lambda: not any(v.state.has_room for v in here.running.values()))
+        leader = await here.leader()
+        async with Asker(here.cluster, leader.config.voter) as client:
+            reply = await client.put(1, 1)
+            assert (reply.reason, "disk" in reply.detail) == (RefusalReason.DISK_FULL, True)
+            free["bytes"] = 1 << 40
+            await here.until(lambda: all(v.state.has_room for v in here.running.values()))
+            await leader.until(lambda: all(ack.has_room for ack in leader.state.role.acks), SOON_S)
+            session = await client.open_session()
+            assert (await client.put(session, 1)).status == 0
+
+
+async def test_a_broken_invariant_ends_the_voter_before_anything_leaves(here, monkeypatch):
+    await here.start()
+    leader = await here.leader()
+    sent = []
+
+    def broken(config, *_):
+        if config.voter == leader.config.voter:
+            raise InvariantViolation("I99: planted")
+
+    monkeypatch.setattr(server, "check_step", broken)
+    monkeypatch.setattr(leader._transport, "send", lambda _, message: sent.append(message))
+    with pytest.raises(VoterFailedError, match="I99: planted"):
+        await leader.until(lambda: False, SOON_S)
+    assert sent == []
+    monkeypatch.undo()
+    with pytest.raises(VoterFailedError, match="I99: planted"):
+        await here.stop(leader.config.voter)
+
+
+async def test_a_rolled_back_disk_stops_with_the_reason(here):
+    """The journal is put back to what it was two boots ago: peers know a higher boot number."""
+    await here.start()
+    leader = await here.leader()
+    other = next(v for v in here.cluster.voter_ids if v != leader.config.voter)
+    await here.stop(other)
+    saved = here.directory / "saved"
+    shutil.copytree(here.path(other), saved)
+    for boot in (2, 3):
+        await here.start(other)
+        await here.until(lambda n=boot: (other, n) in leader.state.boots)
+        await here.stop(other)
+    shutil.rmtree(here.path(other))
+    shutil.move(saved, here.path(other))
+    await here.start(other)
+    for stopped in (here.running[other].until(lambda: False, SOON_S), here.stop(other)):
+        with pytest.raises(VoterFailedError, match="rolled back"):
+            await stopped
+
+
+async def test_a_voter_formatted_again_is_told_to_stop(here):
+    await here.start()
+    leader = await here.leader()
+    other = next(v for v in here.cluster.voter_ids if v != leader.config.voter)
+    await here.stop(other)
+    shutil.rmtree(here.path(other))
+    server.format_voter(here.cluster, other, here.path(other))
+    await here.start(other)
+    with pytest.raises(VoterFailedError, match="formatted again"):
+        await here.running[other].until(lambda: False, SOON_S)
+    with pytest.raises(VoterFailedError, match="formatted again"):
+        await here.stop(other)
+
+
+async def test_a_missing_journal_and_one_in_use_are_refused(here):
+    with pytest.raises(JournalError), some_cluster() as stranger:
+        async with server.open_voter(stranger, 1, here.directory / "nothing"):
+            pass
+    await here.start(1)
+    with pytest.raises(JournalError, match=r"in use|another"):
+        async with server.open_voter(here.cluster, 1, here.path(1)):
+            pass
+
+
+@pytest.mark.parametrize("key", ["peer_port", "client_port", "archive_port"])
+async def test_a_port_in_use_is_named_with_its_key(here, key):
+    port = getattr(here.cluster.voter(1), key)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        with pytest.raises(StartError, match=rf"{key} of voter 1 = {port}: .* in use"):
+            await here.start(1)
+    await here.start(1)
+
+
+def test_the_difference_of_two_states_has_a_reason():
+    from trex_core.messages import Ballot
+    from trex_core.state import Polling, first_state
+
+    calm = first_state(bytes(16))
+    assert difference(calm, msgspec.structs.replace(calm, tick=5)) is None
+    led = msgspec.structs.replace(calm, leader=Ballot(0, 3, 2))
+    assert difference(calm, led)["why"] == "voter 2 leads"
+    polling = msgspec.structs.replace(calm, role=Polling(1, (), calm.promised))
+    told = difference(led, polling)
+    assert (told["role"], told["was"]) == ("polling", "follower")
+    assert "no leader heard" in told["why"]
