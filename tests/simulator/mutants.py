@@ -427,6 +427,54 @@ MUTANTS: Final = (
         seeds=20,
     ),
     Mutant(
+        "part-counts-as-whole",
+        "a promise of which a part is missing is counted",
+        (
+            (
+                "    return any(a <= first and b == 0 for a, b in covered)\n",
+                "    return bool(covered)\n",
+            ),
+        ),
+        schedule="promise_in_parts",
+        small=True,
+    ),
+    Mutant(
+        "window-without-end",
+        "a leader proposes beyond its window",
+        (
+            (
+                "    return (slots, size) if slots > 0 and size > 0 else (0, 0)\n",
+                "    return 1000, 1000\n",
+            ),
+        ),
+        schedule="window_is_bounded",
+        small=True,
+    ),
+    Mutant(
+        "flights-without-end",
+        "a leader has any number of runs in flight",
+        (
+            (
+                "        or len(role.flights) >= FLIGHTS_MAX\n",
+                "        or len(role.flights) < 0\n",
+            ),
+        ),
+        schedule="window_is_bounded",
+        small=True,
+    ),
+    Mutant(
+        "different-chain-goes-on",
+        "a voter whose chain differs from a majority's goes on",
+        (
+            (
+                "                if len(voters) > len(self.config.voters) // 2:\n",
+                "                if len(voters) > len(self.config.voters):\n",
+            ),
+        ),
+        schedule="different_chain_stops",
+        small=True,
+    ),
+    Mutant(
         "catch-up-asks-once",
         "a catch-up that failed is not tried elsewhere",
         (

@@ -20,6 +20,7 @@ from trex_core.messages import (
     Accepted,
     Ballot,
     CatchUp,
+    ChainReport,
     Fetch,
     HandOver,
     Heartbeat,
@@ -27,7 +28,7 @@ from trex_core.messages import (
     Promise,
     Refused,
 )
-from trex_core.state import Candidate, Receive
+from trex_core.state import Candidate, Leader, Receive, StartHandOver
 
 
 def begin(
@@ -253,7 +254,7 @@ def m8_leader_dies_leaving_unfixed_slots(core: ModuleType, check_steps: bool = T
     for voters, alive in ((3, (2, 3)), (5, (3, 4, 5))):
         for unfixed in (0, 1, 2, 3, 10):
             table = begin(voters, core=core, check_steps=check_steps)
-            names = [f"u{n}" for n in range(unfixed)]
+            names = [f"u{n}" for n in range(min(unfixed, core.FLIGHTS_MAX))]
             for name in names:
                 table.propose(1, name)
             table.deliver(of(Accept))
@@ -474,6 +475,152 @@ def one_promise_is_no_quorum(core: ModuleType, check_steps: bool = True) -> None
     expect(not table.leads(3), "one of three is no quorum")
 
 
+def promise_in_parts(core: ModuleType, check_steps: bool = True) -> None:
+    """Voter 3 holds every other slot, too many runs for one part (with small limits); the first
+    part of its promise is lost again and again: what it names must not be taken for free."""
+    table = begin(core=core, check_steps=check_steps)
+    for slot in range(2, 8):
+        table.propose(1, f"a{slot}")
+        if slot % 2 == 0:
+            table.deliver(of(Accept, target=3))
+        table.drop(of(Accept))
+    table.run(among=(1, 3))
+    expect(table.names() == ["a2"], "slot 2 is fixed by voters 1 and 3")
+    table.crash(1)
+    table.drop()
+    lost = 0
+    table.tick(3, times=6)
+    table.drop()
+    for _ in range(120):
+        table.tick(2)
+        for _ in range(10):
+            table.drop(of(target=1))
+            if lost < 3:
+                lost += table.drop(lambda x: isinstance(x.message, Promise) and x.message.last > 0)
+            table.deliver()
+        if table.leads(2):
+            break
+    expect(lost == 3 or core.PROMISE_PAIRS_MAX > 3, "parts were lost")
+    table.settle(among=(2, 3), ticks=6)
+    table.expect_converged((2, 3))
+    expect(table.names() == ["a2", "-", "a4", "-", "a6"], f"all are carried: {table.names()}")
+
+
+def window_is_bounded(core: ModuleType, check_steps: bool = True) -> None:
+    """A leader that hears no vote proposes no more than its window, and goes on when votes come."""
+    table = begin(core=core, check_steps=check_steps)
+    table.propose(1, *(["too many"] * (core.WINDOW_SLOTS_MAX + 1)))
+    expect(table.seats[1].state.last_accepted == 1, "more than the window is not proposed")
+    for n in range(100):
+        table.propose(1, *(f"{n}.{i}" for i in range(4)))
+        table.drop(of(Accept))
+    role = table.seats[1].state.role
+    assert isinstance(role, Leader)
+    waiting = role.next_slot - 1 - table.seats[1].fixed
+    expect(0 < waiting <= core.WINDOW_SLOTS_MAX, f"{waiting} slots wait")
+    expect(len(role.flights) <= core.FLIGHTS_MAX + 4, f"{len(role.flights)} runs are in flight")
+    table.settle(ticks=60)
+    table.expect_converged()
+    fixed = len(table.observer.log)
+    table.propose(1, "next")
+    table.settle(ticks=4)
+    expect(len(table.observer.log) == fixed + 1, "the window opens again")
+
+
+def different_chain_stops(core: ModuleType, check_steps: bool = True) -> None:
+    """A voter whose chain differs from one other's goes on; from a majority's: it stops."""
+    table = begin(core=core, check_steps=check_steps)
+    every = core.CHAIN_CHECK_SLOTS
+    while table.seats[3].fixed < every:
+        table.propose(1, *("c" for _ in range(min(16, every))))
+        table.settle(ticks=1)
+    report = ChainReport(every, b"x" * 32)
+    for voter, up in ((1, True), (2, False)):
+        seat = table.seats[voter]
+        table.step(3, Receive(voter, seat.incarnation, seat.boot, report))
+        expect(table.seats[3].up == up, f"after the report of voter {voter}")
+    expect("chain" in table.seats[3].state.halted, "it says why")
+
+
+def chained_links_do_not_duel(core: ModuleType, check_steps: bool = True) -> None:
+    """Voters 1 and 2 do not hear each other, both hear 3: the leader stays, and the other one is
+    kept up to date all the same."""
+    table = begin(core=core, check_steps=check_steps)
+    ballot = table.seats[1].state.promised
+    cut = {(1, 2), (2, 1)}
+    for n in range(20):
+        table.propose(1, f"c{n}")
+        _live(table, cut, 6)
+        expect(table.leaders == [1], f"voter 1 leads on: {table.describe()}")
+    _live(table, cut, 60)
+    table.expect_converged()
+    expect(all(s.state.promised == ballot for s in table.seats.values()), "no ballot was raised")
+
+
+def one_way_links_do_not_disturb(core: ModuleType, check_steps: bool = True) -> None:
+    """A follower that only hears, or only speaks to, its leader does not depose it."""
+    for cut in ({(1, 2)}, {(2, 1)}, {(1, 2), (2, 3)}, {(2, 1), (3, 2)}):
+        table = begin(core=core, check_steps=check_steps)
+        for n in range(10):
+            table.propose(1, f"c{n}")
+            _live(table, cut, 8)
+            expect(table.leaders == [1], f"{cut}: voter 1 leads on: {table.describe()}")
+        _live(table, set(), 40)
+        table.expect_converged()
+
+
+def hub_is_elected(core: ModuleType, check_steps: bool = True) -> None:
+    """Of five voters only one hears all others, and it does not lead: it soon does."""
+    table = begin(5, core=core, check_steps=check_steps)
+    cut = {(a, b) for a in table.ids for b in table.ids if 3 not in (a, b) and a != b}
+    _live(table, cut, 100)
+    expect(table.leaders == [3], f"the hub leads: {table.describe()}")
+    ballot = table.seats[3].state.promised
+    for n in range(5):
+        table.propose(3, f"c{n}")
+        _live(table, cut, 10)
+    expect(table.seats[3].state.promised == ballot, "and stays")
+    table.expect_converged()
+
+
+def _live(table: Table, cut: set[tuple[int, int]], ticks: int) -> None:
+    """Time passes for all; letters on the links in ``cut`` are lost."""
+    for _ in range(ticks):
+        table.tick(*table.ids)
+        for _ in range(40):
+            table.drop(lambda x: (x.source, x.target) in cut)
+            if not table.deliver():
+                break
+
+
+def handover_fails_no_write(core: ModuleType, check_steps: bool = True) -> None:
+    """Asked to, the leader drains and hands over; what was proposed is fixed, the heir leads soon
+    and under a higher ballot."""
+    table = begin(core=core, check_steps=check_steps)
+    table.propose(1, "a", "b")
+    table.step(1, StartHandOver(3))
+    table.settle(ticks=3)
+    expect(table.leaders == [3], f"voter 3 leads: {table.describe()}")
+    table.propose(3, "c")
+    table.settle(ticks=3)
+    table.expect_converged()
+    expect(table.names() == ["a", "b", "c"], f"nothing is lost: {table.names()}")
+
+
+def handover_to_a_dead_voter_is_given_up(core: ModuleType, check_steps: bool = True) -> None:
+    """The heir is down: after an election timeout the old leader goes on under its ballot."""
+    table = begin(core=core, check_steps=check_steps)
+    ballot = table.seats[1].state.promised
+    table.crash(3)
+    table.step(1, StartHandOver(3))
+    table.settle(among=(1, 2), ticks=table.seats[1].config.election_ticks_max + 2)
+    expect(table.leaders == [1], f"voter 1 leads on: {table.describe()}")
+    table.propose(1, "a")
+    table.settle(among=(1, 2), ticks=3)
+    expect(table.names() == ["a"], "and proposes again")
+    expect(table.seats[1].state.promised == ballot, "under the same ballot")
+
+
 def cut_off_leader_steps_down(core: ModuleType, check_steps: bool = True) -> None:
     """R9: a leader that hears no quorum for an election timeout stops leading."""
     table = begin(core=core, check_steps=check_steps)
@@ -557,6 +704,14 @@ SCHEDULES: Final[dict[str, Callable[..., None]]] = {
         announcement_needs_the_very_ballot,
         failed_catch_up_is_tried_elsewhere,
         one_promise_is_no_quorum,
+        promise_in_parts,
+        window_is_bounded,
+        different_chain_stops,
+        chained_links_do_not_duel,
+        one_way_links_do_not_disturb,
+        hub_is_elected,
+        handover_fails_no_write,
+        handover_to_a_dead_voter_is_given_up,
         cut_off_leader_steps_down,
         amnesia_is_fenced,
         amnesia_before_genesis,
