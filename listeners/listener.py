@@ -85,7 +85,7 @@ NAME_BYTES_MAX: Final = 128
 """Longest name of a listener, in bytes of UTF-8."""
 RING_CHANGES_MAX: Final = 4096
 """Above this many changes since the ring was asked for last it is built anew."""
-STOP_DEADLINE_S: Final = 10.0
+STOP_DEADLINE_S: Final = 5.0
 """How long a stop waits for what is applied to be stored; the rest is fetched again."""
 STORE_FILE: Final = "store.duckdb"
 SOCKET_FILE: Final = "sql.sock"
