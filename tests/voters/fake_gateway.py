@@ -64,6 +64,8 @@ class FakeCluster:
         """Every command that got a slot, in order."""
         self.seen: list[tuple[int, Submit]] = []
         """Every command that arrived, and where."""
+        self.applied: list[bytes] = []
+        """Every command that was applied, in order."""
         self.renewals: list[tuple[int, ...]] = []
         self.alive: Callable[[tuple[int, ...]], tuple[int, ...] | None] = lambda leases: leases
         self.refuse_reads = 0
@@ -108,6 +110,11 @@ class FakeCluster:
 
     @property
     def config(self) -> ClusterConfig:
+        return parse_cluster(self.text)
+
+    @property
+    def text(self) -> str:
+        """The cluster file."""
         lines = [
             'name = "fake"',
             f'cluster_id = "{CLUSTER_ID.hex()}"',
@@ -127,7 +134,7 @@ class FakeCluster:
                 f"archive_port = {100 + voter}",
                 f'directory = "{voter}"',
             ]
-        return parse_cluster("\n".join(lines))
+        return "\n".join(lines)
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until something that came makes ``condition`` true."""
@@ -206,10 +213,12 @@ class FakeCluster:
             submit.kind, Ballot(), 0, submit.session, submit.sequence, submit.unanswered,
             submit.command,
         )  # fmt: skip
-        self.sessions, delivered = deliver(
-            self.sessions, self.slot, value,
-            lambda slot, command: (0, self.machine.apply(slot, command)),
-        )  # fmt: skip
+
+        def apply(slot: int, command: bytes) -> tuple[int, bytes]:
+            self.applied.append(command)
+            return 0, self.machine.apply(slot, command)
+
+        self.sessions, delivered = deliver(self.sessions, self.slot, value, apply)
         assert delivered is not None
         return Outcome(submit.id, delivered.slot, delivered.status, delivered.body)
 
