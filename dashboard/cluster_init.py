@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import ipaddress
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
 
-from dashboard.local import PORTS_A_VOTER, PortBlock
+from dashboard.ports import PORTS_A_VOTER, PortBlock
 from trex_core.cluster import (
     VOTER_COUNTS,
     ClusterConfig,
@@ -60,7 +61,7 @@ _TABLES: Final[dict[str, type[msgspec.Struct]]] = {
 }
 
 
-def _knobs(table: str, changed: dict[str, object]) -> list[str]:
+def _knobs(table: str, changed: Mapping[str, object]) -> list[str]:
     """The lines of a table: what is not the default is set, the rest stands in comments."""
     defaults = {field.name: field.default for field in msgspec.structs.fields(_TABLES[table])}
     lines = []
@@ -76,9 +77,16 @@ def _knobs(table: str, changed: dict[str, object]) -> list[str]:
     return lines
 
 
-def cluster_file(name: str, hosts: Sequence[str], ports: Sequence[int]) -> str:
+def cluster_file(
+    name: str,
+    hosts: Sequence[str],
+    ports: Sequence[int],
+    *,
+    timing: Mapping[str, object] = MappingProxyType({}),
+    journal: Mapping[str, object] = MappingProxyType({}),
+) -> str:
     """The text of a cluster file with one voter on each of ``hosts``; ``ports`` are three for each
-    voter, then two for the stream."""
+    voter, then two for the stream. ``timing`` and ``journal`` hold what is not to be default."""
     local = all(_is_loopback(host) for host in hosts)
     group = f"239.255.{secrets.randbelow(256)}.{1 + secrets.randbelow(254)}"
     stream: dict[str, object] = {} if local else {"interface": "0.0.0.0", "ttl": 1}
@@ -98,13 +106,13 @@ def cluster_file(name: str, hosts: Sequence[str], ports: Sequence[int]) -> str:
         *_knobs("stream", stream),
         "",
         "[timing]",
-        *_knobs("timing", {}),
+        *_knobs("timing", timing),
         "",
         "[journal]",
-        *_knobs("journal", {}),
+        *_knobs("journal", journal),
         "",
-        f"# The {len(hosts)} voters. peer_port: other voters (UDP, TCP); client_port: clients (TCP);",
-        "# archive_port: catch-up, TCP. directory: its data, relative to this file;",
+        f"# The {len(hosts)} voters. peer_port: other voters (UDP, TCP); client_port: clients,",
+        "# TCP; archive_port: catch-up, TCP. directory: its data, relative to this file;",
         '# journal_directory: its journal, on a disk of its own (default: "", in directory).',
     ]
     for voter, host in enumerate(hosts, 1):

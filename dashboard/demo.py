@@ -53,6 +53,8 @@ KEYS_EACH: Final = 25
 """Keys that each of them writes, over and over."""
 WRITES_BEFORE: Final = 1_000
 """Acknowledged writes before the leader is killed, and as many again after it."""
+VOTER_CHOICES: Final = (3, 5, 7)
+MEMBERS_MIN: Final = 2
 LEASE_MS: Final = 5_000
 """Lease of a member, in milliseconds: longer than any change of leader here."""
 START_S: Final = 30.0
@@ -102,6 +104,12 @@ def demo(
 ) -> int:
     """Run the demo; its exit code. ``directory`` is kept afterwards, a temporary one is not."""
     console = Console(highlight=False)
+    if voters not in VOTER_CHOICES or members < MEMBERS_MIN:
+        console.print(
+            "[red]The demo kills a voter and a member, so it needs 3, 5 or 7 --voters and at least"
+            f" {MEMBERS_MIN} --members.[/]"
+        )
+        return 2
     if directory is not None and directory.exists() and any(directory.iterdir()):
         console.print(f"[red]{escape(str(directory))} is not empty; name a new directory[/]")
         return 1
@@ -200,10 +208,9 @@ class _Story:
     # --- scenes -----------------------------------------------------------------------------
 
     async def _start_voters(self) -> None:
-        began_s = time.monotonic()
         self._cluster.start_voters()
         count = len(self._cluster.voter_ids)
-        self._done(f"{count} voters formatted and started, each with its own journal", began_s)
+        self._done(f"{count} voters started, each with a journal of its own", self._began_s)
 
     async def _first_leader(self, client: Client) -> None:
         began_s = time.monotonic()
@@ -225,8 +232,8 @@ class _Story:
             await _line(member, JOINED)
         await _line(observer, LISTENING)
         self._done(
-            f"{', '.join(self._names)} joined the ring in zone {ZONE}, each on a lease of"
-            f" {LEASE_MS / 1000:g} s; {OBSERVER} follows into DuckDB",
+            f"{len(members)} members joined the ring, each on a lease of {LEASE_MS / 1000:g} s;"
+            " a listener follows into DuckDB",
             began_s,
         )
 
@@ -294,15 +301,15 @@ class _Story:
         took_ms = self._known.took_ms
         seconds = sum(took_ms) / WRITERS / 1000
         self._say(
-            f"{len(took_ms):,} writes acknowledged, each on the disks of a majority:"
-            f" {len(took_ms) / seconds:,.0f}/s, half of them within {median(took_ms):.1f} ms"
+            f"{len(took_ms):,} writes acknowledged, each on a majority's disks:"
+            f" {len(took_ms) / seconds:,.0f}/s, median {median(took_ms):.1f} ms"
         )
 
     async def _kill_leader(self, client: Client) -> int:
         leader = (await client.driver.find_leader(START_S)).voter
         self._cluster.voter(leader).kill()
         began_s = time.monotonic()
-        self._harm(f"voter {leader}, the leader, killed (SIGKILL) in the middle of it")
+        self._harm(f"voter {leader}, the leader, killed (SIGKILL) while they write")
         self._live.update("the other voters elect a new leader")
         key = "demo/after the leader was killed"
         done = await client.put(key, "still here")
@@ -310,8 +317,8 @@ class _Story:
         self._known.note(key, "still here", done.slot, took_s * 1000)
         now = await client.driver.find_leader(START_S)
         self._say(
-            f"failover took [bold]{took_s:.2f} s[/]: voter {now.voter} leads under ballot"
-            f" {now.ballot}, and the next write was acknowledged"
+            f"failover took [bold]{took_s:.2f} s[/]: voter {now.voter} leads, and the next write is"
+            " acknowledged"
         )
         return leader
 
@@ -363,7 +370,7 @@ class _Story:
         self._console.print(_shown(members, "SELECT … FROM members, as the listener has it"))
         count, first, last = commits.rows[0]
         checks = {
-            f"all {len(wanted)} rows of config are what was acknowledged, values and slots": (
+            f"all {len(wanted)} rows of config are as acknowledged, values and slots": (
                 config.rows == wanted
             ),
             f"members are the {len(alive)} that live, under the leases they were granted": (
@@ -379,7 +386,7 @@ class _Story:
         if self._trace is not None:
             machines = recorded_members(self._trace)
             checks[
-                f"the {len(machines):,} machines that the trace leaves are members, and no other"
+                f"the {len(machines):,} machines that the trace leaves are members, no other"
             ] = recorded.rows == machines
         for text, holds in checks.items():
             if holds:
@@ -389,8 +396,8 @@ class _Story:
         if not all(checks.values()):
             raise DemoFailedError("the end state is not what was acknowledged")
         self._console.print(
-            f"[bold green]{known.writes:,} acknowledged writes, one leader and one member killed,"
-            f" nothing lost[/] [dim](the whole took {time.monotonic() - self._began_s:.0f} s)[/]"
+            f"[bold green]{known.writes:,} acknowledged writes, a leader and a member killed, nothing"
+            f" lost[/] [dim]({time.monotonic() - self._began_s:.0f} s)[/]"
         )
         return 0
 

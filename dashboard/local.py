@@ -1,4 +1,4 @@
-"""A real cluster on this machine: its directory, free ports, cluster file and child processes.
+"""A real cluster on this machine: its directory, cluster file and child processes.
 
 This module alone knows how the parts of a cluster are started side by side on loopback, for the
 demo, the benchmarks and the end-to-end tests.  Each child is an ordinary ``python -m voters`` or
@@ -10,11 +10,8 @@ thread that lives as long as the process, the main one.
 from __future__ import annotations
 
 import os
-import random
 import re
-import secrets
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -24,20 +21,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-PORTS_FIRST: Final = 10_240
-"""Lowest port used: above the well-known ones."""
-PORTS_LAST: Final = 32_000
-"""Highest port used: below those the kernel hands out to outgoing connections."""
-BLOCK_PORTS: Final = 32
-"""Ports of one block: a guard, three for each of seven voters, two for the stream, spare ones."""
-PORTS_A_VOTER: Final = 3
+from dashboard.cluster_init import cluster_file, format_voters
+from dashboard.ports import PortBlock
+from trex_core.cluster import parse_cluster
+
 LINES_KEPT: Final = 20_000
 """Most lines of a child's output kept in memory; its log file keeps them all."""
 TERMINATE_S: Final = 10.0
 """Seconds a child gets to stop after SIGTERM before it is killed."""
 
-FORMAT_S: Final = 60.0
-"""Seconds the formatting of all voters may take."""
 
 _LIFELINE: Final = """
 import ctypes, os, signal, sys
@@ -49,39 +41,6 @@ if os.getppid() != int(parent):
 os.execv(command[0], command)
 """
 """Runs in the child before the real program: ask to be killed with the parent, then become it."""
-
-
-class PortBlock:
-    """Consecutive ports of 127.0.0.1 that no other block on this machine uses while it is open.
-
-    The first one is bound for as long as the block is open and so keeps others out; the rest are
-    checked to be free for TCP and UDP. Raises ``OSError`` when the machine has no free block.
-    """
-
-    def __init__(self) -> None:
-        blocks = list(range(PORTS_FIRST, PORTS_LAST, BLOCK_PORTS))
-        random.shuffle(blocks)
-        for base in blocks:
-            guard = socket.socket()
-            try:
-                guard.bind(("127.0.0.1", base))
-                for port in range(base + 1, base + BLOCK_PORTS):
-                    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-                        with socket.socket(type=kind) as probe:
-                            probe.bind(("127.0.0.1", port))
-            except OSError:
-                guard.close()
-                continue
-            self._guard = guard
-            self.ports: tuple[int, ...] = tuple(range(base + 1, base + BLOCK_PORTS))
-            return
-        raise OSError(
-            f"no free block of {BLOCK_PORTS} ports between {PORTS_FIRST} and {PORTS_LAST}"
-        )
-
-    def close(self) -> None:
-        """Let others have the ports."""
-        self._guard.close()
 
 
 class Child:
@@ -199,42 +158,6 @@ class Child:
             return self.process.returncode
 
 
-def cluster_toml(
-    name: str,
-    voters: int,
-    ports: Sequence[int],
-    timing: Mapping[str, int],
-    journal: Mapping[str, int],
-) -> str:
-    """The text of a cluster file for ``voters`` voters on 127.0.0.1 that never leaves this machine:
-    loopback interface, multicast TTL 0, a group drawn from 239.255.0.0/16."""
-    group = f"239.255.{secrets.randbelow(256)}.{1 + secrets.randbelow(254)}"
-    lines = [
-        f'name = "{name}"',
-        f'cluster_id = "{secrets.token_hex(16)}"',
-        "",
-        "[stream]",
-        f'group = "{group}"',
-        f"port = {ports[-2]}",
-    ]
-    for table, keys in (("timing", timing), ("journal", journal)):
-        if keys:
-            lines += ["", f"[{table}]", *(f"{key} = {value}" for key, value in keys.items())]
-    for voter in range(1, voters + 1):
-        peer, client, archive = ports[(voter - 1) * PORTS_A_VOTER :][:PORTS_A_VOTER]
-        lines += [
-            "",
-            "[[voters]]",
-            f"id = {voter}",
-            'host = "127.0.0.1"',
-            f"peer_port = {peer}",
-            f"client_port = {client}",
-            f"archive_port = {archive}",
-            f'directory = "voter-{voter}"',
-        ]
-    return "\n".join(lines) + "\n"
-
-
 class LocalCluster:
     """A cluster whose processes all run here, in ``directory``; a context manager that ends them.
 
@@ -264,18 +187,18 @@ class LocalCluster:
         self.directory.mkdir(parents=True, exist_ok=True)
         (self.directory / "logs").mkdir(exist_ok=True)
         self._block = PortBlock()
+        voters = len(self.voter_ids)
         self.config_path.write_text(
-            cluster_toml(
-                self._name, len(self.voter_ids), self._block.ports, self._timing, self._journal
+            cluster_file(
+                self._name,
+                ["127.0.0.1"] * voters,
+                self._block.ports,
+                timing=self._timing,
+                journal=self._journal,
             )
         )
-        formatting = [
-            self.start(f"format-{voter}", "voters", "format", "--id", str(voter))
-            for voter in self.voter_ids
-        ]
-        for child in formatting:
-            if child.wait(FORMAT_S) != 0:
-                raise ChildProcessError(f"{child.name} failed: {child.log.read_text()}")
+        config = parse_cluster(self.config_path.read_text(), str(self.config_path))
+        format_voters(self.config_path, config)
         return self
 
     def __exit__(

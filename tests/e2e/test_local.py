@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dashboard.local import Child, PortBlock
+from dashboard.local import Child
+from dashboard.ports import PortBlock
 from tests.e2e.harness import MARK, marked_processes, wait_until_gone
 
 ROOT = Path(__file__).parents[2]

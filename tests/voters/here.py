@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-from dashboard.local import PortBlock, cluster_toml
+from dashboard.cluster_init import cluster_file
+from dashboard.ports import PortBlock
 from trex_core.cluster import ClusterConfig, parse_cluster
 from trex_core.machine import Machine
 from trex_core.metadata.state import MetadataMachine
@@ -29,8 +30,12 @@ def some_cluster(
     """A cluster file with free ports, which are held while the block lasts."""
     block = PortBlock()
     try:
-        text = cluster_toml(
-            "test", voters, block.ports, {**TIMING, **(timing or {})}, journal or {}
+        text = cluster_file(
+            "test",
+            ["127.0.0.1"] * voters,
+            block.ports,
+            timing={**TIMING, **(timing or {})},
+            journal=journal or {},
         )
         yield parse_cluster(text)
     finally:
