@@ -1,0 +1,253 @@
+"""The stream of one voter: cut to datagrams, announced by tips, repaired under a cap."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from trex_core.messages import (
+    Ballot,
+    Kind,
+    RepairRequest,
+    StreamRun,
+    StreamTip,
+    Value,
+    VoterDigest,
+    encode_value,
+)
+from trex_core.state import FixedRun, chain_run, chain_start
+from trex_core.wire import DATAGRAM_BODY_BYTES_MAX, decode_stream
+from voters import publisher
+from voters.publisher import REPAIR_LINGER_S, Publisher
+
+BALLOT = Ballot(0, 3, 1)
+GENESIS = chain_start(bytes(16))
+DIGEST = VoterDigest("leader", BALLOT, 1, 1, 1, 1, 1, 1, "0")
+
+
+class Stream:
+    """A publisher and the messages it sent."""
+
+    def __init__(self, bytes_per_s=1 << 24, burst=64):
+        self.bodies = []
+        self.counted = {}
+        self.publisher = Publisher(self.bodies.append, self.count, bytes_per_s, burst)
+        self.publisher.reset(0, GENESIS)
+        self.last, self.chain = 0, GENESIS
+
+    def count(self, name):
+        self.counted[name] = self.counted.get(name, 0) + 1
+
+    def fix(self, *sizes, leading=True):
+        values = tuple(
+            encode_value(Value(Kind.COMMAND, BALLOT, command=bytes([n % 256]) * size))
+            for n, size in enumerate(sizes)
+        )
+        chains = chain_run(self.chain, self.last + 1, values)
+        run = FixedRun(self.last + 1, self.chain, values, chains)
+        self.publisher.fixed(run, BALLOT, leading)
+        self.last, self.chain = run.last, chains[-1]
+        return run
+
+    def ask(self, first, last):
+        self.publisher.request(RepairRequest("a listener", 1, first, last))
+
+    def sent(self):
+        messages = [decode_stream(body) for body in self.bodies]
+        assert all(len(body) <= DATAGRAM_BODY_BYTES_MAX for body in self.bodies)
+        self.bodies.clear()
+        return messages
+
+
+def drain(stream, now_s=1.0):
+    while stream.publisher.pump(now_s):
+        now_s += 1.0
+    return stream.sent()
+
+
+def test_a_small_run_is_one_datagram_with_the_chain_before_it_and_the_tip():
+    stream = Stream()
+    run = stream.fix(20, 30)
+    assert drain(stream) == [StreamRun(BALLOT, 1, GENESIS, run.values, 2, run.chains[-1])]
+
+
+@pytest.mark.parametrize("size", [1, 100, 500, 900, 1100])
+def test_a_run_is_cut_so_that_each_datagram_stands_alone(size):
+    stream = Stream()
+    run = stream.fix(*[size] * 40)
+    sent = drain(stream)
+    assert [m for m in sent if m.repair] == []
+    values, before, first = (), GENESIS, 1
+    for message in sent:
+        assert (message.first, message.chain_before) == (first, before)
+        assert (message.tip_slot, message.tip_chain) == (40, run.chains[-1])
+        before = chain_run(before, first, message.values)[-1]
+        first += len(message.values)
+        values += message.values
+    assert values == run.values
+    for one, two in itertools.pairwise(sent):
+        both = sum(len(value) + 5 for value in (*one.values, two.values[0]))
+        assert both > publisher.RUN_VALUES_BYTES_MAX, "datagrams are filled"
+
+
+def test_a_value_too_large_is_left_out_and_the_tip_announces_it():
+    stream = Stream()
+    run = stream.fix(10, 5000, 10)
+    sent = drain(stream)
+    assert [(m.first, len(m.values)) for m in sent] == [(1, 1), (3, 1)]
+    assert sent[1].chain_before == run.chains[1]
+    assert stream.publisher.announce
+    stream.publisher.tip(BALLOT, True, DIGEST)
+    assert stream.sent() == [StreamTip(BALLOT, True, 3, run.chains[-1], DIGEST)]
+    assert not stream.publisher.announce
+
+
+def test_who_does_not_lead_streams_nothing_but_can_repair():
+    stream = Stream()
+    run = stream.fix(10, 10, leading=False)
+    assert drain(stream) == []
+    stream.ask(2, 2)
+    (repair,) = drain(stream)
+    assert repair == StreamRun(
+        BALLOT, 2, run.chains[0], run.values[1:], 2, run.chains[-1], repair=True
+    )
+
+
+def test_a_burst_is_paced():
+    stream = Stream(burst=5)
+    stream.fix(*[1000] * 12)
+    counts = []
+    while True:
+        more = stream.publisher.pump(1.0)
+        counts.append(len(stream.sent()))
+        if not more:
+            break
+    assert counts == [5, 5, 2]
+
+
+def test_a_range_is_repaired_in_as_few_datagrams_as_it_fills():
+    stream = Stream()
+    run = stream.fix(*[300] * 30)
+    drain(stream)
+    stream.ask(5, 24)
+    repairs = drain(stream)
+    assert sum((m.values for m in repairs), ()) == run.values[4:24]
+    assert all(m.repair for m in repairs)
+    assert len(repairs) == 7
+
+
+def test_everybody_hears_a_repair_so_it_is_not_repeated_at_once():
+    stream = Stream()
+    stream.fix(*[300] * 9)
+    drain(stream)
+    stream.ask(1, 9)
+    stream.publisher.pump(10.0)
+    assert len(stream.sent()) == 3
+    stream.ask(2, 9)
+    stream.publisher.pump(10.0 + REPAIR_LINGER_S / 2)
+    assert stream.sent() == []
+    stream.ask(2, 9)
+    stream.publisher.pump(10.0 + REPAIR_LINGER_S * 2)
+    assert len(stream.sent()) == 3
+
+
+def test_the_same_range_asked_by_many_waits_once():
+    stream = Stream()
+    stream.fix(*[300] * 9)
+    for _ in range(1000):
+        stream.ask(1, 9)
+    assert stream.counted["repair.taken"] == 1
+    assert stream.counted["repair.repeated"] == 999
+
+
+def test_repairs_have_a_cap_of_their_own_and_commits_do_not_share_it():
+    stream = Stream(bytes_per_s=20_000)
+    stream.fix(*[1000] * 100)
+    drain(stream)
+    sent = repaired = 0
+    now_s = 100.0
+    for _ in range(200):  # two seconds of listeners that lose everything, and of commits
+        now_s += 0.01
+        stream.fix(10)
+        stream.ask(1, 100)
+        stream.publisher.pump(now_s)
+        for message in stream.sent():
+            if message.repair:
+                repaired += 1000
+            else:
+                sent += 1
+    assert sent == 200, "each commit left at once"
+    assert repaired <= 2 * 20_000 + 4_000
+    assert repaired >= 20_000
+    assert stream.counted["repair.capped"] > 0
+
+
+def test_requests_beyond_what_may_wait_are_dropped():
+    stream = Stream()
+    stream.fix(*[10] * 500)
+    drain(stream)
+    for first in range(1, 300):
+        stream.ask(first, first)
+    assert stream.counted["repair.queue_full"] == 299 - publisher.REPAIR_RANGES_MAX
+
+
+def test_one_request_is_looked_at_up_to_a_limit():
+    stream = Stream()
+    stream.fix(*[1] * 3000)
+    drain(stream)
+    stream.ask(1, 1 << 60)
+    assert sum(len(m.values) for m in drain(stream)) == publisher.REPAIR_SLOTS_MAX
+
+
+@pytest.mark.parametrize(("first", "last"), [(11, 20), (9, 3), (-5, 0), (0, 0), (1 << 62, 1 << 63)])
+def test_what_is_not_held_is_not_repaired(first, last):
+    stream = Stream()
+    stream.fix(*[10] * 10)
+    drain(stream)
+    stream.ask(first, last)
+    assert drain(stream) == []
+    assert stream.counted == {"repair.not_held": 1}
+
+
+def test_memory_is_bounded_and_the_oldest_goes(monkeypatch):
+    monkeypatch.setattr(publisher, "RECENT_BYTES_MAX", 100_000)
+    stream = Stream()
+    for _ in range(300):
+        stream.fix(1000)
+        drain(stream)
+    assert stream.publisher._recent_bytes <= 100_000
+    assert len(stream.publisher._recent) < 100
+    stream.ask(1, 300)
+    assert {m.first for m in drain(stream)} == set(range(stream.publisher._recent_first, 301))
+
+
+def test_a_run_larger_than_all_memory_harms_nobody(monkeypatch):
+    monkeypatch.setattr(publisher, "RECENT_BYTES_MAX", 5_000)
+    stream = Stream()
+    stream.fix(*[1000] * 20)
+    assert [m.first for m in drain(stream)] == [17, 18, 19, 20]
+    stream.ask(1, 3)
+    assert drain(stream) == []
+
+
+def test_a_range_that_went_while_it_waited_is_let_go(monkeypatch):
+    stream = Stream()
+    stream.fix(*[100] * 10)
+    drain(stream)
+    stream.ask(1, 10)
+    monkeypatch.setattr(publisher, "RECENT_SLOTS_MAX", 5)
+    stream.fix(*[100] * 10)
+    assert [m.first for m in drain(stream) if m.repair] == []
+
+
+def test_after_an_installed_snapshot_the_stream_begins_anew():
+    stream = Stream()
+    stream.fix(*[10] * 5)
+    drain(stream)
+    stream.publisher.reset(1000, bytes(32))
+    stream.last, stream.chain = 1000, bytes(32)
+    run = stream.fix(10)
+    assert drain(stream) == [StreamRun(BALLOT, 1001, bytes(32), run.values, 1001, run.chains[-1])]
+    stream.ask(1, 2000)
+    assert [m.first for m in drain(stream)] == [1001]

@@ -1,0 +1,337 @@
+"""Sockets between voters: what is sent arrives, and what is not ours is counted and harmless."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import Counter
+from contextlib import AsyncExitStack
+
+import pytest
+
+from tests.voters.here import SOON_S, some_cluster
+from trex_core.messages import (
+    NO_BALLOT,
+    Accept,
+    Accepted,
+    Ballot,
+    CatchUp,
+    Fetch,
+    Heartbeat,
+    Pairs,
+    RepairRequest,
+    StreamTip,
+    Tip,
+    VoterDigest,
+)
+from trex_core.state import Receive
+from trex_core.wire import (
+    DATAGRAM_BODY_BYTES_MAX,
+    Channel,
+    Identity,
+    decode_stream,
+    encode_body,
+    fragments,
+    frame,
+    unframe,
+)
+from voters import StartError, frames, transport
+from voters.frames import FRAME_S_MAX, STRANGER_S_MAX
+from voters.transport import Transport, multicast_receiver, multicast_sender
+
+pytestmark = pytest.mark.anyio
+
+BALLOT = Ballot(0, 3, 1)
+BEAT = Heartbeat(BALLOT, 1, Tip(7, bytes(32), 1), 0)
+
+
+def accept(size):
+    return Accept(BALLOT, 8, (bytes(size),), Tip(7, bytes(32), 1))
+
+
+class Peer:
+    """A transport, what it heard, and what it counted."""
+
+    def __init__(self):
+        self.heard = []
+        self.repairs = []
+        self.counted = Counter()
+        self.changed = asyncio.Event()
+        self.transport = None
+
+    def on_input(self):
+        self.heard += self.transport.drain(64)
+        self.repairs += self.transport.drain_repairs(16)
+        self.changed.set()
+
+    def count(self, name):
+        self.counted[name] += 1
+        self.changed.set()
+
+    async def until(self, holds):
+        async with asyncio.timeout(SOON_S):
+            while not holds():
+                self.changed.clear()
+                await self.changed.wait()
+
+
+@pytest.fixture
+async def peers():
+    """Opens transports of a cluster of three; ``peers(2)`` opens that of voter 2."""
+    async with AsyncExitStack() as stack:
+        cluster = stack.enter_context(some_cluster())
+
+        async def opened(voter):
+            peer = Peer()
+            identity = Identity(cluster.cluster_id_bytes, voter, 100 + voter, voter)
+            peer.transport = await Transport.open(identity, cluster, peer.count, peer.on_input)
+            stack.push_async_callback(peer.transport.aclose)
+            return peer
+
+        opened.cluster = cluster
+        yield opened
+
+
+def udp_to(cluster, voter, *datagrams):
+    entry = cluster.voter(voter)
+    with socket.socket(type=socket.SOCK_DGRAM) as sock:
+        for data in datagrams:
+            sock.sendto(data, (entry.host, entry.peer_port))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [BEAT, accept(100), accept(DATAGRAM_BODY_BYTES_MAX), accept(9_000)],
+    ids=["small", "one datagram", "two datagrams", "seven datagrams"],
+)
+async def test_a_message_travels_by_datagram_with_its_senders_identity(peers, message):
+    one, two = await peers(1), await peers(2)
+    one.transport.send(2, message)
+    await two.until(lambda: two.heard)
+    assert two.heard == [Receive(1, 101, 1, message)]
+    assert not one.transport._links[2]._transport
+
+
+@pytest.mark.parametrize(
+    "message",
+    [accept(20_000), accept(1 << 20), Fetch(BALLOT, (Pairs(1, 2, BALLOT),))],
+    ids=["20 KB", "1 MiB", "fetch"],
+)
+async def test_a_large_message_and_a_fetch_travel_by_tcp(peers, message):
+    one, two = await peers(1), await peers(2)
+    one.transport.send(2, message)
+    one.transport.send(2, BEAT)
+    await two.until(lambda: len(two.heard) == 2)
+    assert Receive(1, 101, 1, message) in two.heard
+    assert one.transport._links[2]._transport
+
+
+async def test_one_message_to_several_is_encoded_once(peers, monkeypatch):
+    one, two, three = await peers(1), await peers(2), await peers(3)
+    encoded = []
+    real = transport.encode_body
+    monkeypatch.setattr(transport, "encode_body", lambda m: encoded.append(m) or real(m))
+    for voter in (2, 3):
+        one.transport.send(voter, BEAT)
+    await two.until(lambda: two.heard)
+    await three.until(lambda: three.heard)
+    assert len(encoded) == 1
+
+
+async def test_interleaved_senders_are_put_together_each_for_itself(peers):
+    one, two, three = await peers(1), await peers(2), await peers(3)
+    for _ in range(5):
+        one.transport.send(3, accept(9_000))
+        two.transport.send(3, accept(8_000))
+    await three.until(lambda: len(three.heard) == 10)
+    sizes = Counter((r.sender, len(r.message.values[0])) for r in three.heard)
+    assert sizes == {(1, 9_000): 5, (2, 8_000): 5}
+
+
+async def test_a_lost_part_loses_its_message_only(peers):
+    two = await peers(2)
+    cluster = peers.cluster
+    identity = Identity(cluster.cluster_id_bytes, 1, 101, 1)
+    torn = fragments(identity, Channel.PEER, encode_body(accept(5_000)), 10)
+    whole = fragments(identity, Channel.PEER, encode_body(accept(6_000)), 20)
+    udp_to(cluster, 2, *torn[1:], *reversed(whole))
+    await two.until(lambda: two.heard)
+    assert [len(r.message.values[0]) for r in two.heard] == [6_000]
+
+
+async def test_the_link_is_made_again_when_the_peer_is_back(peers):
+    one, two = await peers(1), await peers(2)
+    one.transport.send(2, accept(20_000))
+    await two.until(lambda: two.heard)
+    await two.transport.aclose()
+    await asyncio.wait_for(one.transport._links[2]._lost.wait(), SOON_S)
+    again = await peers(2)
+    one.transport.send(2, accept(30_000))
+    await again.until(lambda: again.heard)
+    assert again.heard[0].message == accept(30_000)
+
+
+async def test_for_a_peer_that_is_away_nothing_is_hoarded(peers, monkeypatch):
+    one = await peers(1)
+    monkeypatch.setattr(transport, "LINK_QUEUE_BYTES_MAX", 100_000)
+    for _ in range(10):
+        one.transport.send(2, accept(30_000))
+    assert one.counted["peer_tcp.queue_full"] == 7
+    await one.until(lambda: one.counted["peer_tcp.connect_failed"])
+    assert one.transport._links[2]._queued_bytes == 0
+
+
+async def test_what_is_no_message_of_a_peer_is_counted_by_reason(peers):
+    two = await peers(2)
+    cluster = peers.cluster
+    mine = Identity(cluster.cluster_id_bytes, 1, 101, 1)
+    body = encode_body(BEAT)
+    good = frame(mine, Channel.PEER, body)
+    catch_up = frame(mine, Channel.PEER, encode_body(CatchUp(1)))
+    bad = {
+        "short": b"x",
+        "magic": b"GET / HTTP/1.1" + bytes(80),
+        "version": good[:2] + b"\x09" + good[3:],
+        "cluster": frame(Identity(bytes(16), 1, 101, 1), Channel.PEER, body),
+        "length": good + b"!",
+        "checksum": good[:-1] + bytes([good[-1] ^ 1]),
+        "channel": frame(mine, Channel.CLIENT, body),
+        "sender": frame(Identity(cluster.cluster_id_bytes, 9), Channel.PEER, body),
+        "body": frame(mine, Channel.PEER, b"\x93\x01"),
+        "part": frame(mine, Channel.PEER, body, part=1, parts=200),
+    }
+    udp_to(cluster, 2, *bad.values(), catch_up, good)
+    await two.until(lambda: two.heard)
+    assert two.heard == [Receive(1, 101, 1, BEAT)]
+    expected = {f"peer_udp.dropped.{reason}": 1 for reason in bad}
+    expected["peer_udp.dropped.body"] += 1
+    assert two.counted == expected
+
+
+async def test_a_voter_takes_nothing_from_itself(peers):
+    two = await peers(2)
+    me = Identity(peers.cluster.cluster_id_bytes, 2, 102, 2)
+    udp_to(peers.cluster, 2, frame(me, Channel.PEER, encode_body(BEAT)))
+    await two.until(lambda: two.counted)
+    assert two.counted == {"peer_udp.dropped.sender": 1}
+
+
+async def test_garbage_on_the_link_port_closes_that_connection_only(peers):
+    one, two = await peers(1), await peers(2)
+    entry = peers.cluster.voter(2)
+    reader, writer = await asyncio.open_connection(entry.host, entry.peer_port)
+    writer.write(b"\x16\x03\x01 hello, is this TLS?" + bytes(100))
+    assert await asyncio.wait_for(reader.read(), SOON_S) == b""
+    writer.close()
+    assert two.counted == {"peer_tcp.dropped.magic": 1}
+    one.transport.send(2, accept(20_000))
+    await two.until(lambda: two.heard)
+
+
+async def test_half_open_and_half_told_connections_are_closed_in_time(peers, monkeypatch):
+    one, two = await peers(1), await peers(2)
+    entry = peers.cluster.voter(2)
+    one.transport.send(2, accept(20_000))
+    await two.until(lambda: two.heard)
+    _silent, silent_writer = await asyncio.open_connection(entry.host, entry.peer_port)
+    _slow, slow_writer = await asyncio.open_connection(entry.host, entry.peer_port)
+    mine = Identity(peers.cluster.cluster_id_bytes, 1, 101, 1)
+    data = frame(mine, Channel.PEER, encode_body(accept(20_000)))
+    slow_writer.write(data + data[:-1])
+    await two.until(lambda: len(two.heard) == 2)
+    server = two.transport._server
+    held = list(server.connections)
+    assert len(held) == 3
+    now = server.loop.time()
+    assert [c.overdue(now) for c in held] == [None] * 3
+    assert sorted(str(c.overdue(now + STRANGER_S_MAX + 1)) for c in held) == [
+        "None",
+        "None",
+        "stranger_closed",
+    ]
+    assert sorted(str(c.overdue(now + FRAME_S_MAX + 1)) for c in held) == [
+        "None",
+        "stranger_closed",
+        "unfinished_closed",
+    ]
+    monkeypatch.setattr(frames, "STRANGER_S_MAX", -1.0)
+    monkeypatch.setattr(frames, "FRAME_S_MAX", -1.0)
+    two.transport.sweep()
+    assert two.counted == {"peer_tcp.stranger_closed": 1, "peer_tcp.unfinished_closed": 1}
+    for writer in (silent_writer, slow_writer):
+        writer.close()
+    one.transport.send(2, accept(40_000))
+    await two.until(lambda: len(two.heard) == 3)
+
+
+async def test_strangers_cannot_keep_peers_out(peers, monkeypatch):
+    monkeypatch.setattr(transport, "LINK_CONNECTIONS_MAX", 3)
+    one, two = await peers(1), await peers(2)
+    entry = peers.cluster.voter(2)
+    opened = [await asyncio.open_connection(entry.host, entry.peer_port) for _ in range(6)]
+    one.transport.send(2, accept(20_000))
+    await two.until(lambda: two.heard)
+    await two.until(lambda: two.counted["peer_tcp.too_many_connections"] >= 4)
+    assert len(two.transport._server.connections) <= 3
+    for _, writer in opened:
+        writer.close()
+
+
+async def test_the_stream_reaches_whoever_joined_the_group(peers):
+    one = await peers(1)
+    stream = peers.cluster.stream
+    listener = multicast_receiver(stream, stream.port, 1 << 16)
+    try:
+        digest = VoterDigest("leader", BALLOT, 7, 7, 7, 1, 1, 1, "0")
+        tip = StreamTip(NO_BALLOT, True, 7, bytes(32), digest)
+        for _ in range(2):
+            one.transport.publish(encode_body(tip))
+        loop = asyncio.get_running_loop()
+        got = [
+            unframe(await loop.sock_recv(listener, 2048), peers.cluster.cluster_id_bytes, 2)
+            for _ in range(2)
+        ]
+        assert [decode_stream(f.body) for f in got] == [tip, tip]
+        assert [f.sender for f in got] == [1, 1]
+        assert got[0].counter + 1 == got[1].counter
+    finally:
+        listener.close()
+
+
+async def test_only_repair_requests_that_name_the_voter_are_taken(peers):
+    two = await peers(2)
+    cluster = peers.cluster
+    anybody = Identity(cluster.cluster_id_bytes)
+    with multicast_sender(cluster.stream) as sock:
+        address = (cluster.stream.group, cluster.stream.repair_port)
+        for data in (
+            b"noise",
+            frame(anybody, Channel.STREAM, encode_body(BEAT)),
+            frame(anybody, Channel.STREAM, encode_body(RepairRequest("x", 1, 5, 9))),
+            frame(anybody, Channel.STREAM, encode_body(RepairRequest("x", 2, 5, 9))),
+        ):
+            sock.sendto(data, address)
+    await two.until(lambda: two.repairs)
+    assert two.repairs == [RepairRequest("x", 2, 5, 9)]
+    assert two.counted == {"repair.dropped.short": 1, "repair.dropped.body": 1}
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM], ids=["udp", "tcp"])
+async def test_a_taken_port_is_named_with_its_key(peers, kind):
+    entry = peers.cluster.voter(1)
+    with socket.socket(type=kind) as taken:
+        taken.bind((entry.host, entry.peer_port))
+        if kind == socket.SOCK_STREAM:
+            taken.listen()
+        text = rf"peer_port of voter 1 = {entry.peer_port}: 127.0.0.1:{entry.peer_port} is in use"
+        with pytest.raises(StartError, match=text):
+            await peers(1)
+    assert await peers(1), "nothing is left bound"
+
+
+async def test_votes_are_as_good_as_any_message(peers):
+    one, two = await peers(1), await peers(2)
+    for slot in range(1, 101):
+        one.transport.send(2, Accepted(BALLOT, slot, slot))
+    await two.until(lambda: len(two.heard) == 100)
+    assert [r.message.first for r in two.heard] == list(range(1, 101))
