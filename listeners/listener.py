@@ -404,7 +404,11 @@ class Listener:
     ) -> None:
         with anyio.move_on_after(deadline_s):
             while not there() and not self._window.closed:
-                await wait()
+                try:
+                    await wait()
+                except Exception:
+                    if not self._window.closed:
+                        raise  # what follows says why it was closed
         if there():
             return
         if self._window.failure is not None:
@@ -670,11 +674,15 @@ class Listener:
                     yield
                 except Exception as error:  # noqa: BLE001 - raised below, not in a group
                     raised = error
+                except BaseException:
+                    self._end(failure)
+                    raise
                 for scope in scopes:
                     scope.cancel()
                 if keeper is not None and keeper.jump is None and failure is None:
                     with anyio.move_on_after(STOP_DEADLINE_S):
                         await keeper.writer.wait_stored(self.applied)
+                self._end(failure)
                 tasks.cancel_scope.cancel()
         finally:
             self._end(failure)

@@ -139,9 +139,7 @@ class Backbone:
 
     def send_raw(self, data: bytes, *, repair_port: bool = False) -> None:
         stream = self.cluster.stream
-        self.sender.sendto(
-            data, (stream.group, stream.repair_port if repair_port else stream.port)
-        )
+        self.sender.sendto(data, (stream.group, stream.repair_port if repair_port else stream.port))
 
     def send(self, message: StreamMessage, sender: int = 1) -> None:
         identity = Identity(self.identity.cluster_id, sender, 7, 1)

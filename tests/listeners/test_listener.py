@@ -19,6 +19,7 @@ from listeners import (
     DeadlineError,
     Lagged,
     ListenerOptions,
+    ListenerStoppedError,
     NoStoreError,
     Progress,
     Reset,
@@ -513,6 +514,25 @@ async def test_subscriptions_end_with_the_listener(backbone):
         subscription = listener.changes()
     with anyio.fail_after(DEADLINE_S):
         assert [d async for d in subscription] == []
+
+
+@pytest.mark.parametrize("what", ["applied", "stored"])
+async def test_who_waits_elsewhere_is_told_when_it_is_closed(backbone, tmp_path, what):
+    told: list[str] = []
+
+    async def wait(listener) -> None:
+        try:
+            await getattr(listener, f"wait_{what}")(99, DEADLINE_S)
+        except ListenerStoppedError as error:
+            told.append(str(error))
+
+    async with (
+        anyio.create_task_group() as tasks,
+        following(backbone, directory=tmp_path) as listener,
+    ):
+        tasks.start_soon(wait, listener)
+        await listener.wait_ready(DEADLINE_S)
+    assert told == ["listener one was closed"]
 
 
 async def test_waits_keep_their_deadlines_and_say_where_it_is(backbone, tmp_path):
