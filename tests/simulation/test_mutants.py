@@ -91,9 +91,52 @@ class LyingVoter(Voter):
     disk_type = LyingDisk
 
 
+class TrustingVoter(Voter):
+    """It reads without asking a quorum whether it still leads."""
+
+    def _may_answer(self, role, after_beat, slot):  # noqa: ARG002
+        return self.replica.slot >= slot
+
+
+class ForgetfulLeader(Voter):
+    """It asks, but does not wait for what earlier leaders may have fixed."""
+
+    def _may_answer(self, role, after_beat, slot):  # noqa: ARG002
+        return role.beat_acked > after_beat
+
+
+PAUSES = Options(
+    clients=3, reads=0.5, faults=("pause",), fault_every_us=20_000, skew=0.4, calm_us=60_000
+)
+"""A leader that was stopped and goes on believes it leads, until its clock ticks."""
+
+
+CRASHES = Options(
+    clients=3,
+    reads=1.0,
+    submit_every_us=3_000,
+    faults=("crash",),
+    fault_every_us=60_000,
+    calm_us=60_000,
+    sync_min_us=8_000,
+    sync_span_us=10_000,
+)
+"""A new leader's heartbeat is answered before what it proposes again is on any disk."""
+
+
 @pytest.mark.parametrize("voter_type", [HastyVoter, LyingVoter])
 def test_broken_shell_is_caught(voter_type):
     assert caught_by_swarm(20, voter_type=voter_type) is not None
+
+
+@pytest.mark.parametrize(
+    ("voter_type", "options"), [(TrustingVoter, PAUSES), (ForgetfulLeader, CRASHES)]
+)
+def test_stale_read_is_caught(voter_type, options):
+    World(0, options).run()
+    with pytest.raises(Violation, match="stale read"):
+        for seed in range(60):
+            World(seed, options, voter_type=voter_type).run()
 
 
 def test_hasty_votes_are_caught_in_calm_weather():

@@ -24,6 +24,7 @@ AT_LEAST = {
     "slots_fixed": 60_000,
     "commands_answered": 20_000,
     "client_retries": 10_000,
+    "reads_answered": 5_000,
     "catch_ups": 2_000,
     "snapshots_installed": 100,
     "learner_gap_closed_by_repair": 1_000,

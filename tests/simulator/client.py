@@ -66,6 +66,10 @@ class Client:
                     self.unanswered[self.next] = self._command()
                     self.next += 1
         self._send()
+        if world.random() < options.reads:
+            ids = world.voter_ids
+            voter = world.voters[ids[int(world.random() * len(ids))]]
+            world.network.connection(self.address, voter, b"read", voter.on_read)
 
     def _send(self) -> None:
         world = self.world

@@ -217,7 +217,6 @@ MUTANTS: Final = (
             ),
         ),
         schedule="one_promise_is_no_quorum",
-        seeds=60,
     ),
     Mutant(
         "forgotten-promise",

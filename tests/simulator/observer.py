@@ -51,6 +51,8 @@ class Observer:
         self.snapshots: dict[int, bytes] = {}
         self.acknowledged: dict[bytes, int] = {}
         """Command -> slot that a client was told."""
+        self.acknowledged_slot = 0
+        """The highest of them."""
 
     # --- what is fixed ----------------------------------------------------------------------
 
@@ -216,6 +218,7 @@ class Observer:
         if first != (slot, body):
             raise Violation(f"{client} is told slot {slot}, the command was applied in {first[0]}")
         self.acknowledged[command] = slot
+        self.acknowledged_slot = max(self.acknowledged_slot, slot)
 
     def on_snapshot(self, node: object, slot: int, data: bytes) -> None:
         """``node`` cut a snapshot at ``slot``."""

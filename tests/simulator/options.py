@@ -69,6 +69,8 @@ class Options(msgspec.Struct, frozen=True):
     """Most commands a client sends at once."""
     in_flight: int = 6
     """Most unanswered commands of one client."""
+    reads: float = 0.2
+    """Chance of a linearizable read each time a client sends."""
     large: float = 0.0
     """Share of commands of several datagrams."""
     large_bytes: int = 4_000
@@ -124,6 +126,7 @@ def draw(seed: int, events: int = 2_000) -> Options:
         submit_every_us=rng.choice((4_000, 10_000, 25_000)),
         burst=rng.choice((1, 3, 8)),
         in_flight=rng.choice((1, 6, 24)),
+        reads=rng.choice((0.0, 0.2, 0.5)),
         large=some(0.3, 0.2),
         large_bytes=rng.choice((2_000, 8_000, 30_000)),
         snapshot_slots=rng.choice((0, 8, 16, 32)),

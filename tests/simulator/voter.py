@@ -39,6 +39,7 @@ from trex_core.messages import (
     encode_value,
 )
 from trex_core.state import (
+    Beat,
     CatchUpFailed,
     Config,
     DiskRoom,
@@ -123,6 +124,10 @@ class Voter:
         self.chains: list[bytes] = []
         """``chains[i]`` is the chain at slot ``log_before + i``."""
         self.waiting: dict[int, tuple[Client, Submit]] = {}
+        self.reads: list[tuple[int, int, int]] = []
+        """(wait for a heartbeat round after this, and for this slot; must see this slot)"""
+        self.barrier = 0
+        """The last slot proposed when this voter became leader: reads wait for it."""
         self.counter = 0
         self.conversation = 0
         self.last_body: tuple[PeerMessage, list[bytes] | bytes] | None = None
@@ -250,6 +255,8 @@ class Voter:
                 self._crash_amid(effects)
             else:
                 self._carry_out(effects)
+        if self.reads and self.up and isinstance(self.state.role, Leader):
+            self._answer_reads()
 
     def _carry_out(self, effects: Effects) -> None:
         if effects.records:
@@ -284,11 +291,13 @@ class Voter:
         if isinstance(after.role, Leader):
             if not isinstance(before.role, Leader) or after.role.ballot != before.role.ballot:
                 world.counts["elections"] += 1
+                self.barrier = after.role.next_slot - 1
         elif isinstance(before.role, Leader):
             world.counts["leaders_stepped_down"] += 1
             for client, submit in self.waiting.values():
                 self._reply(client, Refusal(submit.id, RefusalReason.LEADERSHIP_LOST, 0, ""))
             self.waiting.clear()
+            self.reads.clear()
 
     def _send_all(self, sends: tuple[Send, ...]) -> None:
         for send in sends:
@@ -467,6 +476,30 @@ class Voter:
             refused = self.waiting.pop(slot, None)
             if refused is not None and self.up:
                 self._reply(client, Refusal(refused[1].id, RefusalReason.BUSY, 0, ""))
+
+    def on_read(self, _: object, __: object) -> None:
+        """A linearizable read: answered once a heartbeat round begun later is acknowledged."""
+        role = self.state.role if self.up else None
+        if not isinstance(role, Leader):
+            return
+        slot = max(self.state.fixed, self.barrier)
+        self.reads.append((role.beat, slot, self.world.observer.acknowledged_slot))
+        self.step(Beat())
+
+    def _answer_reads(self) -> None:
+        role = self.state.role
+        assert isinstance(role, Leader)
+        while self.reads and self._may_answer(role, *self.reads[0][:2]):
+            _, _, must_see = self.reads.pop(0)
+            self.world.counts["reads_answered"] += 1
+            if self.replica.slot < must_see:
+                raise Violation(
+                    f"stale read: {self} answers at slot {self.replica.slot}, but some client was "
+                    f"told of slot {must_see} before the read came"
+                )
+
+    def _may_answer(self, role: Leader, after_beat: int, slot: int) -> bool:
+        return role.beat_acked > after_beat and self.replica.slot >= slot
 
     # --- the stream -------------------------------------------------------------------------
 

@@ -397,13 +397,13 @@ class World:
         self._cut({(a, b) for a in ids for b in ids if a != b and self.random() < 0.3})
 
     def fault_isolate_leader(self) -> None:
-        """The leader is cut off: wholly, or it only hears, or it only speaks."""
+        """The leader is cut off from voters, or from all: wholly, or it only hears or speaks."""
         leader = self.leader()
         if leader is None:
             return
         way = int(self.random() * 3)
         links = set()
-        for other in self._addresses():
+        for other in self._addresses() if self.random() < 0.5 else self.voter_ids:
             if way != 1:
                 links.add((leader.address, other))
             if way != 2:
