@@ -110,6 +110,9 @@ def demo(
             f" {MEMBERS_MIN} --members.[/]"
         )
         return 2
+    if trace is not None and not trace.is_file():
+        console.print(f"[red]there is no file {escape(str(trace))} to import[/]")
+        return 2
     if directory is not None and directory.exists() and any(directory.iterdir()):
         console.print(f"[red]{escape(str(directory))} is not empty; name a new directory[/]")
         return 1
@@ -232,8 +235,8 @@ class _Story:
             await _line(member, JOINED)
         await _line(observer, LISTENING)
         self._done(
-            f"{len(members)} members joined the ring, each on a lease of {LEASE_MS / 1000:g} s;"
-            " a listener follows into DuckDB",
+            f"{len(members)} members joined, on leases of {LEASE_MS / 1000:g} s; a listener follows"
+            " into DuckDB",
             began_s,
         )
 
@@ -347,7 +350,7 @@ class _Story:
         for witness, since in zip(witnesses, seen, strict=True):
             left = await _line(witness, WITHOUT.format(re.escape(victim)), since)
             self._known.slot = max(self._known.slot, json.loads(left.string)["slot"])
-        self._done("its lease lapsed, and every other member saw it leave the ring", began_s)
+        self._done("its lease lapsed; the others saw it leave the ring", began_s)
 
     async def _compare(self) -> int:
         self._live.update("asking the listener in SQL")
@@ -396,8 +399,8 @@ class _Story:
         if not all(checks.values()):
             raise DemoFailedError("the end state is not what was acknowledged")
         self._console.print(
-            f"[bold green]{known.writes:,} acknowledged writes, a leader and a member killed, nothing"
-            f" lost[/] [dim]({time.monotonic() - self._began_s:.0f} s)[/]"
+            f"[bold green]{known.writes:,} acknowledged writes, a leader and a member killed,"
+            f" nothing lost[/] [dim]({time.monotonic() - self._began_s:.0f} s)[/]"
         )
         return 0
 
