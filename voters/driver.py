@@ -542,6 +542,11 @@ class Driver:
     async def _acquire(self, room: anyio.Semaphore, deadline_s: float | None, since: float) -> None:
         if self._closed:
             raise Unavailable("the driver is closed; use it inside its `async with`")
+        try:
+            room.acquire_nowait()  # most often there is room; a deadline costs more than all else
+            return
+        except anyio.WouldBlock:
+            pass
         with anyio.move_on_after(self.deadline_s if deadline_s is None else deadline_s) as scope:
             await room.acquire()
         if scope.cancelled_caught:
