@@ -135,8 +135,12 @@ def test_broken_shell_is_caught(voter_type):
 def test_stale_read_is_caught(voter_type, options):
     World(0, options).run()
     with pytest.raises(Violation, match="stale read"):
-        for seed in range(60):
-            World(seed, options, voter_type=voter_type).run()
+        run_worlds(options, voter_type)
+
+
+def run_worlds(options, voter_type):
+    for seed in range(60):
+        World(seed, options, voter_type=voter_type).run()
 
 
 def test_hasty_votes_are_caught_in_calm_weather():
