@@ -153,6 +153,7 @@ async def _run(
                 tasks.cancel_scope.cancel()
         _write_status(listener, directory)
         _say("listener.stopped", **msgspec.to_builtins(listener.status))
+    gc.unfreeze()  # else DuckDB's objects outlive its module, and it complains
 
 
 async def _tell_status(listener: Listener, directory: Path, interval_s: float) -> None:

@@ -44,6 +44,24 @@ def has_uvloop() -> bool:
     return True
 
 
+class _Closing:
+    """What is to be closed, once; afterwards it holds on to nothing."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._lock = threading.Lock()
+        self._stack: ExitStack | None = stack
+
+    def now(self) -> None:
+        with self._lock:
+            stack, self._stack = self._stack, None
+            if stack is not None:
+                stack.close()
+
+    def at_end(self) -> None:
+        threading.main_thread().join()
+        self.now()
+
+
 class BlockingListener:
     """Follow ``cluster`` as ``name`` from a threaded program: a context manager.
 
@@ -60,22 +78,20 @@ class BlockingListener:
         seed: int | None = None,
         options: ListenerOptions = DEFAULT_OPTIONS,
     ) -> None:
-        self._stack: Final = ExitStack()
-        self._lock: Final = threading.Lock()
-        with self._stack:
-            self._portal = self._stack.enter_context(
+        with ExitStack() as stack:
+            self._portal = stack.enter_context(
                 start_blocking_portal("asyncio", {"use_uvloop": has_uvloop()}, name="trex-listener")
             )
-            self._listener: Listener = self._stack.enter_context(
+            self._listener: Listener = stack.enter_context(
                 self._portal.wrap_async_context_manager(
                     open_listener(
                         cluster, name=name, directory=directory, seed=seed, options=options
                     )
                 )
             )
-            self._open = self._stack.pop_all()
+            self._closing: Final = _Closing(stack.pop_all())
         # Worker threads of the loop are no daemons: without this they would outlive the program.
-        threading.Thread(target=self._close_at_end, name="trex-listener-end", daemon=True).start()
+        threading.Thread(target=self._closing.at_end, name="trex-listener-end", daemon=True).start()
 
     def __enter__(self) -> Self:
         return self
@@ -91,12 +107,7 @@ class BlockingListener:
     def close(self) -> None:
         """Stop the listener, storing what is applied. Again: does nothing. Raises what stopped the
         listener, if something did."""
-        with self._lock:
-            self._open.close()
-
-    def _close_at_end(self) -> None:
-        threading.main_thread().join()
-        self.close()
+        self._closing.now()
 
     @property
     def state(self) -> MetadataState:

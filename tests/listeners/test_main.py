@@ -93,6 +93,8 @@ async def test_the_process_serves_sql_and_stops_clean(backbone, tmp_path):
         process.send_signal(signal.SIGTERM)
         stopped = await until("listener.stopped")
         assert (stopped["applied"], stopped["stored"]) == (last, last)
+        rest = b"".join([part async for part in process.stderr])
+        assert rest == b"", "nothing is said after that"
         assert await process.wait() == 0
         status = json.loads((tmp_path / "p" / "status.json").read_text())
         assert status["stored"] == last and status["counters"]["datagrams"] > 0
