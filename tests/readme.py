@@ -1,4 +1,4 @@
-"""The README's shell blocks, as the tests and CI run them."""
+"""The README's code blocks, as the tests and CI run them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from pathlib import Path
 README = Path(__file__).parent.parent / "README.md"
 
 
+def blocks(language: str) -> list[str]:
+    """The text of each block in ``language``, in order."""
+    pattern = rf"^```{language}\n(.*?)^```"
+    found = re.findall(pattern, README.read_text(), re.MULTILINE | re.DOTALL)
+    return [block.strip() for block in found]
+
+
 def shell_blocks() -> list[str]:
     """The text of each ``sh`` block, in order."""
-    return [
-        block.strip()
-        for block in re.findall(r"^```sh\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
-    ]
+    return blocks("sh")
