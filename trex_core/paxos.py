@@ -359,9 +359,13 @@ class _Turn:
         self.tick_chase()
 
     def tick_candidate(self, role: Candidate) -> None:
-        """Ask again what is missing; give up after an election timeout, with more back-off."""
+        """Ask again what is missing; give up after an election timeout, with more back-off.
+
+        An election is two syncs and a round trip. Patience grows with the attempts as the back-off
+        does, or disks slower than half an election timeout would never elect anybody."""
         tick = self.state.tick
-        if tick - role.since_tick >= self.config.election_ticks_min:
+        doublings = min(self.state.attempt, BACKOFF_DOUBLINGS_MAX)
+        if tick - role.since_tick >= self.config.election_ticks_min << doublings:
             self.follow(self.state.attempt + 1)
         elif (tick - role.since_tick) % self.config.retry_ticks == 0:
             if role.plan is not None and tick - role.fetch_tick >= 2 * self.config.retry_ticks:
