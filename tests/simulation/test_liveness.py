@@ -44,6 +44,23 @@ def test_calm_cluster_elects_once(voters):
         assert world.counts["commands_answered"] > 20
 
 
+def test_slow_disks_still_elect():
+    """Found by seed 300385: with syncs longer than half an election timeout a candidate that gives
+    up after one timeout, each time anew, never gets its promises."""
+    for voters in (3, 5):
+        for seed in range(5):
+            options = Options(
+                voters=voters,
+                election_ticks_min=3,
+                election_ticks_max=9,
+                sync_min_us=20_000,
+                sync_span_us=15_000,
+                events=1_200,
+            )
+            world = World(seed, options).run()
+            assert world.counts["elections"] >= 1
+
+
 def test_no_capacity_is_lost_to_pauses():
     """Pauses of single voters and listeners never lose a command or a slot."""
     for seed in range(10):

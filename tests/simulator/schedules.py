@@ -130,7 +130,7 @@ def m3_high_ballot_rejoins(core: ModuleType, check_steps: bool = True) -> None:
     table = begin(core=core, check_steps=check_steps)
     for n in range(40):
         _ask_to_lead(table, 3)
-        table.tick(3, times=7)
+        table.tick(3, times=42)
         table.drop(of(source=3))
         if n % 10 == 0:
             table.propose(1, f"n{n}")
