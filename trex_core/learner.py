@@ -324,6 +324,7 @@ class _Turn:
             request.first <= self.state.slot + 1
             and min(gap.last, self.asked_last()) <= request.last
         ):
+            self.count_round(gap)
             self.counters.append("repair_suppressed")
             due = self.now + self.config.repair_wait_ms
             self.set(gap=_replace(gap, due_ms=due, rounds=gap.rounds + 1))
@@ -374,7 +375,10 @@ class _Turn:
             self.set(heard_ms=self.now)
         gap = state.gap
         if gap is not None and state.slot >= gap.last:
-            self.counters.append(f"gap_closed_by_{self.source}")
+            if gap.rounds or self.source != "stream":  # else it was only a datagram under way
+                if not gap.rounds:
+                    self.counters.append("gap_opened")
+                self.counters.append(f"gap_closed_by_{self.source}")
             self.set(gap=None)
         catching = self.state.catching
         if catching is not None:
@@ -402,7 +406,6 @@ class _Turn:
         last = state.buffer[0].first - 1 if state.buffer else state.tip
         gap = state.gap
         if gap is None:
-            self.counters.append("gap_opened")
             wait = repair_backoff_ms(config, state.slot, 0)
             self.set(gap=Gap(last, self.now + wait, 0))
             return
@@ -416,9 +419,15 @@ class _Turn:
                 config.name, self.responder(gap.rounds), state.slot + 1, self.asked_last()
             )
         )
+        self.count_round(gap)
         self.counters.append("repair_requested")
         wait = config.repair_wait_ms + repair_backoff_ms(config, state.slot, gap.rounds + 1)
         self.set(gap=_replace(gap, due_ms=self.now + wait, rounds=gap.rounds + 1))
+
+    def count_round(self, gap: Gap) -> None:
+        """A gap counts as one once its back-off is over or somebody asks for it."""
+        if not gap.rounds:
+            self.counters.append("gap_opened")
 
     def asked_last(self) -> int:
         """The last slot worth asking for: the end of the hole, within one request's limit."""
