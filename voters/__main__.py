@@ -16,6 +16,7 @@ import anyio
 import typer
 
 from trex_core.cluster import ClusterConfig, ConfigError
+from trex_core.machine import TooOld
 from voters.config import (
     StartError,
     VoterFailedError,
@@ -84,7 +85,7 @@ def run(voter: Id, config: Config = None) -> None:
         anyio.run(_run, cluster, voter, paths, backend_options={"use_uvloop": _has_uvloop()})
     except StartError as error:
         _end(REFUSED, str(error))
-    except (JournalError, JournalFailedError, VoterFailedError, OSError) as error:
+    except (JournalError, JournalFailedError, VoterFailedError, TooOld, OSError) as error:
         _end(BROKEN, str(error))
 
 

@@ -40,6 +40,7 @@ from voters.snapshots import Download, Snapshots
 ANSWER_S_MAX: Final = 5.0
 """An archive that does not answer for this many seconds has failed."""
 CONNECT_S_MAX: Final = 2.0
+WARN_AGAIN_S: Final = 30.0
 RECEIVE_BYTES: Final = 1 << 18
 
 
@@ -91,6 +92,7 @@ class CatchUpClient:
         self._asked = asyncio.Event()
         self._archive: _Archive | None = None
         self._download: Download | None = None
+        self._warned: dict[int, tuple[str, float]] = {}
 
     def ask(self, voter: int, first: int) -> None:
         """Ask ``voter`` for entries from ``first``, once the question under way is answered."""
@@ -140,8 +142,16 @@ class CatchUpClient:
                     raise FrameError("body")
         except (OSError, TimeoutError, FrameError, SnapshotError) as error:
             self._hang_up()
-            log(logging.WARNING, "voter.catchup.failed", peer=voter, first=first, why=str(error))
+            self._warn(voter, first, str(error) or type(error).__name__)
             self._learn(CatchUpFailed(voter))
+
+    def _warn(self, voter: int, first: int, why: str) -> None:
+        """The same trouble is told once in WARN_AGAIN_S seconds."""
+        now_s = asyncio.get_running_loop().time()
+        told_why, told_s = self._warned.get(voter, ("", 0.0))
+        if why != told_why or now_s - told_s >= WARN_AGAIN_S:
+            self._warned[voter] = (why, now_s)
+            log(logging.WARNING, "voter.catchup.failed", peer=voter, first=first, why=why)
 
     async def _connect(self, voter: int) -> _Archive:
         if self._archive is not None and self._archive.voter == voter:

@@ -267,7 +267,7 @@ class Voter:
         """Bind all ports. Raises ``StartError`` naming the port and its key."""
         stream = self.cluster.stream
         entry = self.cluster.voter(self._me)
-        check_port(entry)
+        await check_port(entry)
         self._catchup = CatchUpClient(
             self.cluster, self.identity, self._snapshots, self.inject, self.install
         )
@@ -345,7 +345,7 @@ class Voter:
 
     def _on_synced(self) -> None:
         self._synced_ready = True
-        self.turn()
+        self._schedule()
 
     def _on_tick(self) -> None:
         now = self._loop.time()
@@ -355,7 +355,7 @@ class Voter:
             self.count("loop.late_tick")
         self._tick_timer = self._loop.call_at(self._next_tick_s, self._on_tick)
         self._tick_due = True
-        self.turn()
+        self._schedule()
 
     def inject(self, event: Event) -> None:
         """Hand in an event from a task of this loop."""
@@ -853,7 +853,21 @@ class Voter:
             while self._captures:
                 capture, waiting = self._captures.popleft()
                 started_s = time.monotonic()
-                oldest = await asyncio.to_thread(self._save, capture)
+                try:
+                    oldest = await asyncio.to_thread(self._save, capture)
+                except OSError as error:  # nothing is left of it; the log goes on until the next
+                    self.count("snapshot.failed")
+                    log(
+                        logging.ERROR,
+                        "voter.snapshot.failed",
+                        voter=self._me,
+                        slot=capture.slot,
+                        why=str(error),
+                    )
+                    for reply in waiting:
+                        reply(False, f"the snapshot could not be written: {error}")
+                    self._schedule()
+                    continue
                 self._snapshot_slot = max(self._snapshot_slot, capture.slot)
                 if oldest:
                     self._journal.delete_below(oldest)
@@ -868,8 +882,6 @@ class Voter:
                 for reply in waiting:
                     reply(True, str(capture.slot))
                 self._schedule()
-        except OSError as error:
-            self._fail(f"a snapshot could not be written: {error}", error)
         finally:
             self._snapshotting = False
 
