@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import socket
+import threading
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -47,7 +50,7 @@ from trex_core.wire import (
 )
 from trex_core.wire import decode_reply as decode_frame_reply
 from voters import JournalError, StartError, VoterFailedError, server
-from voters.journal import Journal
+from voters.journal import Disk, Journal
 from voters.server import difference
 
 pytestmark = pytest.mark.anyio
@@ -260,6 +263,53 @@ async def test_a_write_goes_on_without_a_minority_and_the_missing_one_catches_up
     assert held_by(here.running[other]) == held_by(leader)
 
 
+async def test_votes_wait_for_the_disk_and_nothing_else_does(here, monkeypatch):
+    """With its own disk standing still a leader commits through the others' disks; with theirs
+    standing still it commits nothing, however long it waits for it."""
+    gates = {voter: threading.Event() for voter in here.cluster.voter_ids}
+    real = Disk.fdatasync
+
+    def fdatasync(disk, fd):
+        path = str(Path(f"/proc/self/fd/{fd}").readlink())
+        for voter, gate in gates.items():
+            if f"voter-{voter}/" in path:
+                assert gate.wait(SOON_S)
+        real(disk, fd)
+
+    for gate in gates.values():
+        gate.set()
+    monkeypatch.setattr(Disk, "fdatasync", fdatasync)
+    await here.start()
+    leader = await here.leader()
+    me = leader.config.voter
+    try:
+        async with Asker(here.cluster, me) as client:
+            session = await client.open_session()
+            gates[me].clear()
+            assert (await client.put(session, 1)).status == OutcomeStatus.APPLIED
+            gates[me].set()
+            others = [voter for voter in here.cluster.voter_ids if voter != me]
+            for voter in others:
+                gates[voter].clear()
+            write = client.begin(put(session, 2))
+            await leader.until(
+                lambda: (
+                    leader.state.role.flights
+                    and leader.state.role.flights[0].votes == (me,)
+                    and all(
+                        ack.last_accepted > leader.state.fixed for ack in leader.state.role.acks
+                    )
+                ),
+                SOON_S,
+            )
+            assert not write.done(), "both others hold the value, and their votes are not out"
+            gates[others[0]].set()
+            assert (await asyncio.wait_for(write, SOON_S)).status == OutcomeStatus.APPLIED
+    finally:
+        for gate in gates.values():
+            gate.set()
+
+
 async def test_everything_is_there_after_all_stopped_and_started(here):
     await here.start()
     leader = await here.leader()
@@ -279,7 +329,8 @@ async def test_everything_is_there_after_all_stopped_and_started(here):
     assert leader.replica.machine.state.config == before.config
 
 
-async def test_snapshots_are_cut_alike_and_a_voter_returns_through_one(tmp_path):
+async def test_snapshots_are_cut_alike_and_a_voter_returns_through_one(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "trex.voter")
     limits = {
         "snapshot_slots": 16,
         "snapshots_kept": 2,
@@ -311,6 +362,7 @@ async def test_snapshots_are_cut_alike_and_a_voter_returns_through_one(tmp_path)
             await here.until(lambda: back.replica.applied >= leader.state.fixed)
             assert back.replica.chain == leader.replica.chain
             assert held_by(back) == held_by(leader)
+            assert [r.trex_fields["slot"] for r in caplog.records if "installed" in r.message]
             # And from its own snapshot, in order, without anybody.
             applied = back.replica.applied
             await here.stop(other)
@@ -459,14 +511,12 @@ async def test_the_largest_command_commits_and_a_larger_one_is_refused_in_words(
     leader = await here.leader()
     async with Asker(here.cluster, leader.config.voter) as client:
         session = await client.open_session()
-        for size in (COMMAND_BYTES_MAX + 1, COMMAND_BYTES_MAX):
-            reply = await client.ask(
-                lambda i, n=size: Submit(i, Kind.COMMAND, session, 1, 1, bytes(n))
-            )
-            if size > COMMAND_BYTES_MAX:
-                assert (reply.reason, str(COMMAND_BYTES_MAX) in reply.detail) == (4, True)
-            else:
-                assert isinstance(reply, Outcome)
+        overhead = len(encode_command(ConfigPut("k", "x" * 70_000))) - 70_000
+        largest = COMMAND_BYTES_MAX - overhead
+        refused = await client.put(session, 1, "k", "x" * (largest + 1))
+        assert (refused.reason, str(COMMAND_BYTES_MAX) in refused.detail) == (4, True)
+        committed = await client.put(session, 1, "k", "x" * largest)
+        assert (type(committed), committed.status) == (Outcome, OutcomeStatus.APPLIED)
         assert (await client.put(session, 2)).status == OutcomeStatus.APPLIED
     applied = leader.state.fixed
     await here.until(lambda: all(v.replica.applied >= applied for v in here.running.values()))
