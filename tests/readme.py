@@ -1,4 +1,4 @@
-"""The README's code blocks, as the tests and CI run them."""
+"""The code blocks of the documents, as the tests and CI run them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import re
 from pathlib import Path
 
 README = Path(__file__).parent.parent / "README.md"
+API = README.parent / "docs" / "api.md"
 
 
-def blocks(language: str) -> list[str]:
+def blocks(language: str, document: Path = README) -> list[str]:
     """The text of each block in ``language``, in order."""
     pattern = rf"^```{language}\n(.*?)^```"
-    found = re.findall(pattern, README.read_text(), re.MULTILINE | re.DOTALL)
+    found = re.findall(pattern, document.read_text(), re.MULTILINE | re.DOTALL)
     return [block.strip() for block in found]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.harness import Child, LocalCluster, config_of, put
-from tests.readme import blocks, shell_blocks
+from tests.readme import API, blocks, shell_blocks
 from voters.driver import open_driver
 
 ROOT = Path(__file__).parents[2]
@@ -89,3 +89,20 @@ def test_the_demo_command_sets_up_a_bare_clone():
     what it then runs (``trex demo``, see test_demo.py)."""
     demo, tests = shell_blocks()[:2]
     assert tests.replace("-e '.[dev]'", "-e .").replace("just test", "trex demo") == demo
+
+
+def test_each_program_of_the_api_runs(tmp_path):
+    with LocalCluster(tmp_path / "rex", 3) as cluster:
+        cluster.start_voters()
+        programs = blocks("python", API)
+        assert len(programs) == 3
+        for number, program in enumerate(programs):
+            script = tmp_path / f"program-{number}.py"
+            script.write_text(program)
+            ran = subprocess.run(
+                [sys.executable, "-W", "error", script],
+                env={**os.environ, **cluster.environment},
+                capture_output=True, text=True, timeout=60,
+            )  # fmt: skip
+            assert ran.returncode == 0, ran.stdout + ran.stderr
+            assert ran.stdout
