@@ -13,6 +13,7 @@ import msgspec
 
 from trex_core.machine import GuardedMachine, Machine
 from trex_core.messages import Genesis, decode_value
+from trex_core.metadata.commands import why_inadmissible
 from trex_core.metadata.state import MetadataMachine
 from trex_core.sessions import NO_SESSIONS, Delivered, Sessions, deliver, next_sequence
 from trex_core.snapshot import Snapshot, encode_snapshot
@@ -68,6 +69,11 @@ class Replica:
     def capture(self, genesis: Genesis) -> Capture:
         """The state now, for a snapshot."""
         return Capture(self.applied, self.chain, genesis, self.sessions, self._guard.snapshot())
+
+    def why_inadmissible(self, command: bytes) -> str:
+        """Why this command must not be proposed; empty if it may. A command of a feature level
+        that no replica knows would stop them all, and again at each start."""
+        return why_inadmissible(command) if isinstance(self.machine, MetadataMachine) else ""
 
     def query(self, query: bytes) -> bytes:
         """Ask the machine. Raises ``QueryFailed``."""

@@ -21,6 +21,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -87,9 +89,9 @@ from trex_core.state import (
 from trex_core.wire import encode_body
 from voters.catchup import CatchUpClient
 from voters.child import check_port, keep_archive
-from voters.config import Setup, VoterFailedError, VoterPaths
+from voters.config import Setup, StartError, VoterFailedError, VoterPaths
 from voters.gateway import Client, Gateway
-from voters.journal import Journal, JournalFailedError, format_journal
+from voters.journal import Journal, JournalError, JournalFailedError, format_journal
 from voters.leases import LeaseClock
 from voters.logs import LOG, log
 from voters.publisher import Publisher
@@ -113,6 +115,9 @@ LEADER_TIP_MS: Final = 80
 """How often a leader multicasts its tip, in milliseconds (guaranteed: 100)."""
 VOTER_TIP_MS: Final = 900
 """How often any other voter does (guaranteed: 1000)."""
+QUIET_TICKS: Final = 2
+"""When the stream falls quiet for this long the leader repeats its tip at once, so that a listener
+notices soon that the last datagram was lost."""
 PUMP_AGAIN_S: Final = 0.001
 """When a burst of the stream, or capped repairs, is continued."""
 HAND_OVER_S: Final = 2.0
@@ -122,6 +127,8 @@ NO_QUORUM_TIMEOUTS: Final = 2
 than "not the leader"."""
 CAPTURES_MAX: Final = 4
 """Most captured states waiting to be written as snapshots; the oldest are skipped."""
+FENCED_FILE: Final = "FENCED"
+"""In a voter's directory: why it must not run again."""
 RECOVERY_PAUSE_S: Final = 0.05
 """While recovering, other tasks of the loop get their turn this often."""
 
@@ -259,6 +266,7 @@ class Voter:
         self._next_tick_s = 0.0
         self._next_second_s = 0.0
         self._next_tip_s = 0.0
+        self._streamed_tick: int | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     # --- life -------------------------------------------------------------------------------
@@ -541,6 +549,8 @@ class Voter:
                 if slot % every == 0 and self.state.genesis is not None:
                     self._captures.append((self.replica.capture(self.state.genesis), []))
             self._publisher.fixed(run, ballot, leading)
+        if leading:
+            self._streamed_tick = self.state.tick
 
     def _install_all(self) -> None:
         """Replace the applied state by a downloaded snapshot, if it is still ahead."""
@@ -623,6 +633,11 @@ class Voter:
                 continue  # never proposed: who asked is gone, and will ask again elsewhere
             if submit.kind not in (Kind.COMMAND, Kind.SKIP, Kind.OPEN, Kind.CLOSE):
                 detail = f"kind {submit.kind} cannot be submitted"
+                self._refuse(client, submit.id, RefusalReason.MALFORMED, detail)
+                continue
+            if submit.kind == Kind.COMMAND and (
+                detail := self.replica.why_inadmissible(submit.command)
+            ):
                 self._refuse(client, submit.id, RefusalReason.MALFORMED, detail)
                 continue
             value = Value(
@@ -894,12 +909,18 @@ class Voter:
 
     def _publish(self, now_s: float) -> None:
         publisher = self._publisher
+        others = isinstance(self.state.role, Leader) and len(self.config.voters) > 1
         for request in self._transport.drain_repairs(REPAIRS_PER_TURN):
-            publisher.request(request)
+            if others:  # a leader has better things to do; the asker names another next
+                self.count("repair.left_to_others")
+            else:
+                publisher.request(request)
         if publisher.waiting and publisher.pump(now_s) and self._pump_timer is None:
             self._pump_timer = self._loop.call_later(PUMP_AGAIN_S, self._pump_again)
-        if now_s >= self._next_tip_s or publisher.announce:
-            state = self.state
+        state = self.state
+        silent = self._streamed_tick is not None and state.tick - self._streamed_tick >= QUIET_TICKS
+        if now_s >= self._next_tip_s or publisher.announce or silent:
+            self._streamed_tick = None
             leading = isinstance(state.role, Leader)
             self._next_tip_s = now_s + (LEADER_TIP_MS if leading else VOTER_TIP_MS) / 1000
             publisher.tip(state.leader, leading, self._digest())
@@ -1055,6 +1076,32 @@ def format_voter(
     return format_journal(paths.journal, cluster.cluster_id_bytes, voter_id)
 
 
+def fence(directory: Path, why: str) -> None:
+    """Leave a mark that this voter must not run again: it was told that its journal is not the
+    one the cluster knows. Without it a rolled-back voter would get in by starting often enough,
+    since each start raises its boot number."""
+    try:
+        with (directory / FENCED_FILE).open("w") as file:
+            file.write(why + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        log(logging.ERROR, "voter.fence.failed", why=str(error))
+
+
+def refuse_fenced(directory: Path) -> None:
+    """Raises :class:`JournalError` when :func:`fence` was called here before."""
+    mark = directory / FENCED_FILE
+    if mark.exists():
+        why = mark.read_text(errors="replace").strip()
+        raise JournalError(
+            mark,
+            f"this voter was told to stop for good: {why}. Replacing its disk is a "
+            "reconfiguration; restore the newest journal if it still exists elsewhere, and only "
+            "then remove this file",
+        )
+
+
 @asynccontextmanager
 async def open_voter(
     cluster: ClusterConfig,
@@ -1077,10 +1124,13 @@ async def open_voter(
     (missing, foreign, in use or damaged journal); ``VoterFailedError`` out of the context, whose
     body is cancelled, when the voter had to stop itself.
     """
+    if sys.flags.optimize:
+        raise StartError("a voter refuses to run under python -O: its assertions are part of it")
     entry = cluster.voter(voter_id)
     limits = cluster.journal
     started_s = time.monotonic()
     paths = directories(directory, journal_directory)
+    refuse_fenced(paths.directory)
     journal = Journal.open(
         paths.journal,
         cluster.cluster_id_bytes,
@@ -1139,5 +1189,7 @@ async def open_voter(
             else:
                 journal.close()
     if voter.failure is not None:
+        if isinstance(voter.failure.__cause__, HaltedError):
+            fence(paths.directory, str(voter.failure))
         raise voter.failure
     log(logging.INFO, "voter.stopped", voter=voter_id, fixed=voter.state.fixed)

@@ -399,7 +399,7 @@ def test_there_is_one_encoding_of_a_command():
         b"\x93\x01\xa1k\xa1\xff",
     ):
         data = bytes((0xC1, LEVEL)) + body
-        assert why_inadmissible(data)
+        assert why_inadmissible(data) == "", "it is rejected in its slot"
         _, result, changes = apply(EMPTY, 1, data)
         result = decode_result(result)
         assert result.reason == Reason.MALFORMED and changes == ()

@@ -32,6 +32,7 @@ from trex_core.messages import (
     Submit,
 )
 from trex_core.metadata.commands import (
+    LEVEL,
     ConfigEntry,
     ConfigGet,
     ConfigPut,
@@ -522,6 +523,19 @@ async def test_the_largest_command_commits_and_a_larger_one_is_refused_in_words(
     await here.until(lambda: all(v.replica.applied >= applied for v in here.running.values()))
 
 
+async def test_a_command_of_a_newer_level_is_refused_and_never_proposed(here):
+    await here.start()
+    leader = await here.leader()
+    async with Asker(here.cluster, leader.config.voter) as client:
+        session = await client.open_session()
+        fixed = leader.state.fixed
+        newer = bytes((0xC1, LEVEL + 1)) + b"whatever"
+        reply = await client.ask(lambda i: Submit(i, Kind.COMMAND, session, 1, 1, newer))
+        assert (reply.reason, "too old" in reply.detail) == (RefusalReason.MALFORMED, True)
+        assert leader.state.fixed == fixed
+        assert (await client.put(session, 1)).status == OutcomeStatus.APPLIED
+
+
 async def test_a_kind_that_no_client_may_submit_is_refused(here):
     await here.start()
     leader = await here.leader()
@@ -608,6 +622,9 @@ async def test_a_rolled_back_disk_stops_with_the_reason(here):
     for stopped in (here.running[other].until(lambda: False, SOON_S), here.stop(other)):
         with pytest.raises(VoterFailedError, match="rolled back"):
             await stopped
+    for _ in range(3):  # each start would raise its boot number, until it were let in
+        with pytest.raises(JournalError, match="told to stop for good"):
+            await here.start(other)
 
 
 async def test_a_voter_formatted_again_is_told_to_stop(here):
