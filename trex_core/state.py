@@ -7,6 +7,7 @@ small maps are tuples of pairs sorted by key, so states can be compared and hash
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from typing import Final, TypeAlias
 
@@ -55,7 +56,12 @@ class Config(msgspec.Struct, frozen=True):
     @property
     def quorums(self) -> QuorumSystem:
         """The quorum system: majority unless another was given."""
-        return self.quorum if self.quorum is not None else Majority(self.voters)
+        return self.quorum if self.quorum is not None else _majority(self.voters)
+
+
+@functools.lru_cache(maxsize=16)
+def _majority(voters: tuple[int, ...]) -> Majority:
+    return Majority(voters)
 
 
 # --- what is remembered ---------------------------------------------------------------------
