@@ -67,6 +67,8 @@ REFRESH_S: Final = 0.1
 """How often the line that lives is written anew, in seconds."""
 OBSERVER: Final = "observer"
 """Name of the demo's listener."""
+SOCKET_PATH_BYTES_MAX: Final = 107
+"""Longest path of a unix socket that Linux takes, in bytes."""
 JOINED: Final = '"event": "joined"'
 LISTENING: Final = "listener.started"
 WITHOUT: Final = r'"event": "members".*"members": \[(?!.*"{}")'
@@ -117,7 +119,13 @@ def demo(
         console.print(f"[red]{escape(str(directory))} is not empty; name a new directory[/]")
         return 1
     with tempfile.TemporaryDirectory(prefix="trex-demo-") as scratch:
-        place = directory if directory is not None else Path(scratch)
+        place = (directory if directory is not None else Path(scratch)).absolute()
+        if len(bytes(place / OBSERVER / SOCKET_FILE)) > SOCKET_PATH_BYTES_MAX:
+            console.print(
+                f"[red]{escape(str(place))} is too deep a place: the path of a socket in it would"
+                f" be over {SOCKET_PATH_BYTES_MAX} bytes; name a shorter one with --dir[/]"
+            )
+            return 1
         try:
             return anyio.run(_Story(console, place, voters, members, trace, keep).tell)
         except DemoFailedError as error:
