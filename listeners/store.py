@@ -834,6 +834,8 @@ def _named(path: Path) -> Iterator[None]:
     except duckdb.OutOfMemoryException:
         raise
     except duckdb.Error as error:
+        if "could not allocate" in str(error):  # what a commit says when it lacks memory
+            raise duckdb.OutOfMemoryException(str(error)) from error
         raise StoreError(f"{path}: {_first_line(error)}; if it is damaged, {_AWAY}") from error
 
 

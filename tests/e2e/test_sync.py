@@ -136,15 +136,20 @@ async def test_every_vote_of_a_real_voter_leaves_after_its_fdatasync_returned(tm
             raise
         cluster.start_voters()  # the first election needs the traced one: it is seen from the start
         async with open_driver(config, deadline_s=30) as driver:
+            # The third voter stands still while another leads: no write without the traced vote.
             await driver.hand_over(2)  # so that the traced one promises and accepts
+            cluster.voter(3).pause()
             for count in range(30):
                 await put(driver, f"one/{count}", "value")
+            cluster.voter(3).resume()
             await driver.hand_over(traced)  # so that it stands, prepares and proposes
             for count in range(30):
                 await put(driver, f"two/{count}", "value " * 100)
             await driver.hand_over(3)
+            cluster.voter(2).pause()
             for count in range(30):
                 await put(driver, f"three/{count}", "value " * 100)
+            cluster.voter(2).resume()
         voter.kill()
         tracer.wait(20)
     votes = checked_votes(tmp_path / "trace", config.cluster_id_bytes)
