@@ -824,7 +824,9 @@ class _Turn:
         """What follows from a higher ``fixed``, however it came about."""
         state = self.state
         genesis = state.genesis
-        if genesis is not None and self._own_incarnation(genesis) != self.config.incarnation:
+        if genesis is not None and genesis.voters != self.config.voters:
+            self.set(halted=other_voters(genesis.voters, self.config.voters))
+        elif genesis is not None and self._own_incarnation(genesis) != self.config.incarnation:
             self.set(halted=_foreign(self._own_incarnation(genesis)))
         if state.chase is not None and state.fixed >= state.chase.goal:
             self.set(chase=None)
@@ -1122,6 +1124,14 @@ class _Turn:
                         halted=f"the chain at slot {slot} differs from that of voters "
                         f"{sorted(voters)}: this journal or memory is damaged"
                     )
+
+
+def other_voters(formed: tuple[int, ...], configured: tuple[int, ...]) -> str:
+    """Why a voter must not run: quorums of two sets of voters need not meet (R3, R10)."""
+    return (
+        f"the cluster was formed by voters {list(formed)} (slot 1), its cluster file names "
+        f"{list(configured)}: correct the file; the set of voters cannot be changed"
+    )
 
 
 def _foreign(expected: int) -> str:

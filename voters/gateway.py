@@ -118,7 +118,7 @@ class Gateway(FrameServer):
         self.submits: deque[tuple[Client, Submit]] = deque()
         """Commands to be proposed, in the order they came."""
         self.others: deque[tuple[Client, ClientRequest]] = deque()
-        """All other requests."""
+        """All other requests, in the order they came; the server takes them from here."""
         self.dirty: list[Client] = []
         self.held: list[Client] = []
         self._entry = entry
@@ -178,12 +178,6 @@ class Gateway(FrameServer):
         taken = list(self.submits)
         self.submits.clear()
         self._bytes = 0
-        return taken
-
-    def take_others(self) -> list[tuple[Client, ClientRequest]]:
-        """All other waiting requests."""
-        taken = list(self.others)
-        self.others.clear()
         return taken
 
     def flush(self) -> None:

@@ -63,7 +63,7 @@ from trex_core.messages import (
 )
 from trex_core.metadata.commands import LeaseExpire, encode_command
 from trex_core.metadata.state import MetadataMachine
-from trex_core.paxos import room, step
+from trex_core.paxos import other_voters, room, step
 from trex_core.quorum import Tally
 from trex_core.snapshot import Snapshot
 from trex_core.state import (
@@ -107,6 +107,9 @@ READS_MAX: Final = 8192
 """Most reads and renewals waiting for a heartbeat round; further ones are refused as busy."""
 ROUNDS_IN_FLIGHT_MAX: Final = 2
 """Most heartbeat rounds begun for reads and not yet acknowledged; later reads share the next."""
+ANSWERS_S_PER_TURN: Final = 0.005
+"""After so many seconds of one turn spent on requests, or on reads, the others wait for the next:
+pages of megabytes asked for in a row must neither stall the votes nor be all held at once."""
 EXPIRIES_PER_TURN: Final = 64
 """Most leases proposed for expiry at once."""
 ROOM_ACK_HEARTBEATS: Final = 4
@@ -144,7 +147,12 @@ def product_version() -> str:
 
 
 class HaltedError(Exception):
-    """The algorithm says that this voter must stop (``State.halted``)."""
+    """The algorithm says that this voter must stop (``State.halted``); ``for_good`` unless its
+    cluster file alone is wrong."""
+
+    def __init__(self, why: str, for_good: bool) -> None:
+        super().__init__(why)
+        self.for_good = for_good
 
 
 class _Read(msgspec.Struct):
@@ -154,7 +162,6 @@ class _Read(msgspec.Struct):
     request: Query | SessionQuery | Renew
     after_beat: int
     applied: int
-    alive: tuple[int, ...] = ()
 
 
 def role_name(state: State) -> str:
@@ -462,7 +469,9 @@ class Voter:
         after, effects = step(self.config, before, event)
         check_step(self.config, before, event, after, effects)
         if after.halted:
-            raise HaltedError(after.halted)
+            raise HaltedError(
+                after.halted, after.genesis is None or after.genesis.voters == self.config.voters
+            )
         self.state = after
         if effects.records:
             self._records.extend(effects.records)
@@ -679,7 +688,12 @@ class Voter:
     # --- reads and leases -------------------------------------------------------------------
 
     def _take_requests(self) -> None:
-        for client, request in self._gateway.take_others():
+        others = self._gateway.others
+        until_s = time.monotonic() + ANSWERS_S_PER_TURN
+        while others:
+            client, request = others.popleft()
+            if not client.open:
+                continue
             match request:
                 case StatusRequest():
                     client.reply(self.status(request.id))
@@ -693,6 +707,9 @@ class Voter:
                     self._snapshot_now.append(self._answering(client, request.id))
                 case Submit():
                     raise AssertionError("commands have their own queue")
+            if time.monotonic() >= until_s:
+                self._schedule()
+                return
 
     def _take_read(self, client: Client, request: Query | SessionQuery | Renew) -> None:
         role = self.state.role
@@ -702,22 +719,23 @@ class Voter:
         if len(self._reads) >= READS_MAX:
             self._refuse(client, request.id, RefusalReason.BUSY, "too many reads wait here")
             return
-        alive: tuple[int, ...] = ()
         if isinstance(request, Renew):
-            times_ms = self.replica.lease_times_ms()
-            if times_ms is None:
+            if self.replica.lease_times_ms() is None:
                 self._refuse(
                     client, request.id, RefusalReason.MALFORMED, "this machine has no leases"
                 )
                 return
-            if self._leases is None:
-                alive = tuple(lease for lease in request.leases if lease in times_ms)
-            else:
-                now_ms = int(self._loop.time() * 1000)
-                alive = self._leases.renew(request.leases, times_ms, now_ms)
-        self._reads.append(
-            _Read(client, request, role.beat, max(self.state.fixed, self._barrier), alive)
-        )
+            self._renew(request)
+        self._reads.append(_Read(client, request, role.beat, max(self.state.fixed, self._barrier)))
+
+    def _renew(self, request: Renew) -> tuple[int, ...]:
+        """Give leases their full time; those that are alive. At a renewal's arrival, and again when
+        it is answered: meanwhile what was recovered of an earlier leader may have granted or ended
+        some. A new leader gives all their full time once its clock starts, later than this."""
+        times_ms = self.replica.lease_times_ms() or {}
+        if self._leases is None:
+            return tuple(lease for lease in request.leases if lease in times_ms)
+        return self._leases.renew(request.leases, times_ms, int(self._loop.time() * 1000))
 
     def _begin_round(self) -> None:
         """Start a heartbeat round if some read came after the newest one began."""
@@ -734,11 +752,14 @@ class Voter:
         role = self.state.role
         if not isinstance(role, Leader):
             return
+        until_s = time.monotonic() + ANSWERS_S_PER_TURN
         while self._reads:
             read = self._reads[0]
             if role.beat_acked <= read.after_beat or self.replica.applied < read.applied:
                 return
             self._reads.popleft()
+            if not read.client.open:
+                continue
             match read.request:
                 case Query():
                     self._answer_query(read.client, read.request)
@@ -746,8 +767,11 @@ class Voter:
                     body = self.replica.next_sequence(session)
                     read.client.reply(Answer(request_id, self.replica.applied, body))
                 case Renew(id=request_id):
-                    body = encode_body(read.alive)
+                    body = encode_body(self._renew(read.request))
                     read.client.reply(Answer(request_id, self.replica.applied, body))
+            if time.monotonic() >= until_s:
+                self._schedule()
+                return
 
     def _answer_query(self, client: Client, request: Query) -> None:
         try:
@@ -1120,7 +1144,8 @@ async def open_voter(
     leaving it hands leadership over, if it leads, for up to HAND_OVER_S seconds, and ends its
     journal in order.  Needs an asyncio event loop.
 
-    Raises ``ConfigError`` (no such voter), ``StartError`` (a port is taken), ``JournalError``
+    Raises ``ConfigError`` (no such voter), ``StartError`` (a port is taken, or the cluster was
+    formed by other voters than the file names), ``JournalError``
     (missing, foreign, in use or damaged journal); ``VoterFailedError`` out of the context, whose
     body is cancelled, when the voter had to stop itself.
     """
@@ -1150,6 +1175,8 @@ async def open_voter(
             MetadataMachine() if machine is None else machine,
             cluster.cluster_id_bytes,
         )
+        if state.genesis is not None and state.genesis.voters != cluster.voter_ids:
+            raise StartError(other_voters(state.genesis.voters, cluster.voter_ids))
         identity = journal.start(state)
         timing = cluster.timing
         config = Config(
@@ -1189,7 +1216,8 @@ async def open_voter(
             else:
                 journal.close()
     if voter.failure is not None:
-        if isinstance(voter.failure.__cause__, HaltedError):
+        cause = voter.failure.__cause__
+        if isinstance(cause, HaltedError) and cause.for_good:
             fence(paths.directory, str(voter.failure))
         raise voter.failure
     log(logging.INFO, "voter.stopped", voter=voter_id, fixed=voter.state.fixed)

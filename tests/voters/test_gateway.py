@@ -117,7 +117,7 @@ async def test_requests_are_queued_by_kind_and_replies_reach_who_asked(desk):
     asked = [(client, message.id) for client, message in held.take_submits(10, 1 << 20)]
     for client, number in asked:
         client.reply(Answer(number, 7, b"%d" % number))
-    for client, request in held.take_others():
+    for client, request in held.others:
         client.reply(Answer(request.id, 7, b"read"))
     held.flush()
     assert sorted(reply.id for reply in await one.receive(3)) == [1, 2, 3]
@@ -261,7 +261,7 @@ async def test_a_reader_that_reads_nothing_is_dropped(desk):
     good.send(StatusRequest(1))
     held = desk.gateway
     await desk.until(lambda: len(held.others) == 2)
-    asked = held.take_others()
+    asked = list(held.others)
     held.write_bytes_max = 1 << 20
     slow = next(c for c, _ in asked if c.transport.get_extra_info("peername")[1] == _port(client))
     other = next(c for c, _ in asked if c is not slow)

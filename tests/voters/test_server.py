@@ -18,6 +18,7 @@ from trex_core.messages import (
     COMMAND_BYTES_MAX,
     Answer,
     HandOverRequest,
+    Heartbeat,
     Kind,
     Outcome,
     OutcomeStatus,
@@ -35,8 +36,10 @@ from trex_core.metadata.commands import (
     LEVEL,
     ConfigEntry,
     ConfigGet,
+    ConfigList,
     ConfigPut,
     LeaseGrant,
+    LeaseRevoke,
     decode_reply,
     encode_command,
     encode_question,
@@ -51,6 +54,7 @@ from trex_core.wire import (
 )
 from trex_core.wire import decode_reply as decode_frame_reply
 from voters import JournalError, StartError, VoterFailedError, server
+from voters.gateway import Client
 from voters.journal import Disk, Journal
 from voters.server import difference
 
@@ -505,6 +509,99 @@ async def test_a_lease_lives_while_it_is_renewed_and_ends_when_it_is_not(here):
         reply = await client.ask(lambda i: Renew(i, (kept, dropped)))
         assert msgspec.msgpack.decode(reply.body) == [kept]
         await leader.until(lambda: kept not in machine.state.leases, SOON_S)
+
+
+async def test_a_flood_of_large_reads_stalls_no_turn_and_is_not_held_at_once(here, monkeypatch):
+    """Small requests for pages of a megabyte, one behind the other, from one who does not read."""
+    held, flush = [], Client.flush
+
+    def flush_noted(client):
+        held.append(sum(map(len, client._replies)))
+        flush(client)
+
+    monkeypatch.setattr(Client, "flush", flush_noted)
+    await here.start()
+    leader = await here.leader()
+    me = leader.config.voter
+    async with Asker(here.cluster, me) as client:
+        session = await client.open_session()
+        for sequence in range(1, 6):
+            await client.put(session, sequence, f"k{sequence}", "v" * 200_000)
+        page = encode_question(ConfigList("", ""))
+        rude = Asker(here.cluster, me)
+        _, rude.writer = await asyncio.open_connection(rude.entry.host, rude.entry.client_port)
+        for linearizable in (True, False) * 50:
+            rude.begin(lambda i, sure=linearizable: Query(i, page, sure))
+        while not leader.counters.get("client.slow_reader"):
+            assert (await client.put(session, sequence + 1)).status == OutcomeStatus.APPLIED
+            sequence += 1
+        rude.writer.close()
+    assert max(held) < 16 << 20, "replies of one turn, in bytes"
+
+
+async def test_a_turn_that_took_its_time_leaves_the_rest_to_the_next(here, monkeypatch):
+    monkeypatch.setattr(server, "ANSWERS_S_PER_TURN", 0.0)
+    await here.start()
+    leader = await here.leader()
+    async with Asker(here.cluster, leader.config.voter) as client:
+        question = encode_question(ConfigGet("k"))
+        for sure in (True, False):
+            asked = [client.begin(lambda i, s=sure: Query(i, question, s)) for _ in range(20)]
+            assert len(await asyncio.wait_for(asyncio.gather(*asked), SOON_S)) == 20
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_a_renewal_tells_what_is_alive_when_it_is_answered(here, monkeypatch, ends):
+    """A new leader applies what it recovered after the renewal came: the grant of a lease that is
+    not to be told dead, or its end, after which it must not be told alive."""
+    await here.start()
+    leader = await here.leader()
+    held, beats = [True], []
+    real = leader._transport.send
+
+    def send(to, message):
+        if held[0] and isinstance(message, Heartbeat):
+            beats.append((to, message))
+        else:
+            real(to, message)
+
+    async with Asker(here.cluster, leader.config.voter) as client:
+        session = await client.open_session()
+        grant = encode_command(LeaseGrant(60_000))
+
+        def submit(sequence, command):
+            return client.begin(lambda i: Submit(i, Kind.COMMAND, session, sequence, 1, command))
+
+        lease = (await submit(1, grant)).slot if ends else leader.state.role.next_slot
+        monkeypatch.setattr(leader._transport, "send", send)
+        renewed = client.begin(lambda i: Renew(i, (lease,)))
+        done = (
+            await submit(2, encode_command(LeaseRevoke(lease))) if ends else await submit(1, grant)
+        )
+        assert done.status == OutcomeStatus.APPLIED
+        assert not renewed.done()
+        held[0] = False
+        for to, message in beats:
+            real(to, message)
+        reply = await asyncio.wait_for(renewed, SOON_S)
+        assert msgspec.msgpack.decode(reply.body) == ([] if ends else [lease])
+
+
+async def test_a_cluster_file_with_other_voters_than_slot_1_names_is_refused(tmp_path):
+    """Two of three are no quorum of the five that formed the cluster: both halves would commit."""
+    with some_cluster(5) as cluster:
+        async with Here(cluster, tmp_path) as voters:
+            await voters.start()
+            await voters.leader()
+            await voters.until(lambda: all(v.state.fixed for v in voters.running.values()))
+            for voter in cluster.voter_ids:
+                await voters.stop(voter)
+            fewer = msgspec.structs.replace(cluster, voters=cluster.voters[:3])
+            with pytest.raises(StartError, match=r"formed by voters \[1, 2, 3, 4, 5\]"):
+                async with server.open_voter(fewer, 1, voters.path(1)):
+                    pass
+            await voters.start()  # the file put right, nothing is lost
+            await voters.leader()
 
 
 async def test_the_largest_command_commits_and_a_larger_one_is_refused_in_words(here):
