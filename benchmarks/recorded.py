@@ -177,7 +177,7 @@ async def tiny(source: Path, directory: Path) -> None:
         async with open_driver(config, deadline_s=30) as driver:
             with anyio.fail_after(CATCH_UP_S):
                 while (await driver.status(away)).applied < slot:
-                    await anyio.sleep(0.1)  # noqa: ASYNC110  another process: it is asked
+                    await anyio.sleep(0.1)
             print(f"      voter {away} caught up to slot {slot} from a snapshot")
         cluster.start_listener("cold").wait_for_line("listener.ready", CATCH_UP_S)
         slot = await newest_slot(config)
