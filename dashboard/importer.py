@@ -76,8 +76,8 @@ class ImportStoppedError(Exception):
 
 
 class Imported(msgspec.Struct, frozen=True):
-    """What came of an import: rows of the file, the first row sent by this run, the slot of the
-    last (0: this run had nothing to do), and the session's key."""
+    """What came of an import: rows of the file, the first row sent by this run, a slot by which
+    all of them are applied, and the session's key."""
 
     rows: int
     first_row: int
@@ -243,7 +243,7 @@ async def import_file(
             session, key_slot, first_row = await _session(client, source)
             if session == 0:
                 told(source.rows, source.rows)
-                return Imported(source.rows, first_row, 0, source.key)
+                return Imported(source.rows, first_row, key_slot, source.key)
             row = first_row - 1
             last_slot = 0
 
@@ -278,7 +278,7 @@ async def import_file(
                 if failure is not None:
                     raise failure
             try:
-                await client.cas(source.key, key_slot, f"{DONE} {source.rows}")
+                last_slot = (await client.cas(source.key, key_slot, f"{DONE} {source.rows}")).slot
             except Rejected as error:
                 if error.reason != "cas_failed":  # another import of the file was first
                     raise
