@@ -1012,7 +1012,11 @@ class _Turn:
             self.ask(chase)
 
     def ask(self, chase: Chase) -> None:
-        """Ask the next voter in turn: first who told, then the others."""
+        """Ask the next voter in turn: first who told, then the others. A follower without room on
+        its disk waits for room: what it learned would be journalled as what it accepts is."""
+        if not self.state.has_room and not isinstance(self.state.role, Leader):
+            self.set(chase=_replace(chase, asked=0, until_tick=self.state.tick))
+            return
         peers = [voter for voter in self.config.voters if voter != self.config.voter]
         if not peers:
             return
@@ -1059,7 +1063,9 @@ class _Turn:
     def on_install(self, event: Install) -> None:
         """A snapshot replaces all slots up to its own."""
         state = self.state
-        if event.slot <= state.fixed:
+        if event.slot <= state.fixed:  # overtaken while it came: what is missing still is
+            if state.chase is not None:
+                self.ask_more(state.chase.asked)
             return
         self.records.append(InstallRecord(event.slot, event.chain, event.genesis))
         self.set(

@@ -566,9 +566,10 @@ class Voter:
         self._apply()
         while self._installed:
             snapshot = self._installed.popleft()
-            if snapshot.slot <= self.state.fixed:
-                continue
+            overtaken = snapshot.slot <= self.state.fixed
             self._fold(Install(snapshot.slot, snapshot.chain, snapshot.genesis))
+            if overtaken:
+                continue
             self.replica.restore(snapshot)
             self._publisher.reset(snapshot.slot, snapshot.chain)
             self._snapshot_slot = max(self._snapshot_slot, snapshot.slot)
