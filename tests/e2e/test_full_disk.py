@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from tests.e2e.harness import LocalCluster, all_config, config_of, put
-from voters.driver import NoQuorum, open_driver
+from voters.driver import NoQuorum, OutcomeUnknown, open_driver
 
 DISK_BYTES = 96 << 20
 MARK_BYTES = 16 << 20
@@ -47,9 +47,12 @@ async def test_full_disks_refuse_writes_in_words_and_go_on_when_there_is_room(sm
             acknowledged = {"before": await put(driver, "before", "room")}
             filler = fill(small_disk, MARK_BYTES // 2)
             refused = None
+            unknown = {}
             for count in range(2000):
                 try:
                     acknowledged[f"while/{count}"] = await put(driver, f"while/{count}", "?", 2.0)
+                except OutcomeUnknown as error:  # proposed before the leader knew
+                    unknown[f"while/{count}"] = error
                 except NoQuorum as error:
                     refused = error
                     break
@@ -61,6 +64,8 @@ async def test_full_disks_refuse_writes_in_words_and_go_on_when_there_is_room(sm
 
             filler.unlink()
             acknowledged["after"] = await put(driver, "after", "room again")
+            for key, error in unknown.items():
+                acknowledged[key] = (await driver.resolve(error, 30)).slot
             found = await all_config(driver)
             assert {key: slot for key, (_, slot) in found.items()} == acknowledged
         assert all(cluster.voter(voter).running for voter in cluster.voter_ids)
