@@ -277,6 +277,9 @@ class _Turn:
         """Deliver what continues the chain, keep what is early. False on a chain mismatch."""
         if not values:
             return True
+        if first < 1:  # slots start at 1: no voter says this
+            self.counters.append("malformed")
+            return False
         last = first + len(values) - 1
         if last <= self.state.slot:
             self.counters.append("duplicate")

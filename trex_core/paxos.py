@@ -1036,7 +1036,7 @@ class _Turn:
         """R8: entries that are fixed elsewhere; taken only if they continue one's own chain."""
         state = self.state
         skip = state.fixed + 1 - event.first
-        if skip < 0 or not event.values:
+        if skip < 0 or not event.values or event.first < 1:
             self.on_catch_up_failed(event.voter)
             return
         if skip >= len(event.values):

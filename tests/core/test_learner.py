@@ -277,3 +277,14 @@ def test_random_loss_duplication_and_reorder_converge(seed: int) -> None:
         if len(one.delivered) == 600:
             break
     assert tuple(one.delivered) == VALUES[:600]
+
+
+@pytest.mark.parametrize("first", [-3, 0, 2**64 - 1])
+def test_slots_that_cannot_be_are_dropped_and_counted(first: int) -> None:
+    """Bytes from outside that decode: nothing is delivered, nothing raises."""
+    config = learner.LearnerConfig("one", (1, 2, 3))
+    before = learner.first_state(bytes(16))
+    run = StreamRun(NO_BALLOT, first, bytes(32), (b"v",) * 9, 3, bytes(32))
+    after, effects = learner.learn(config, before, learner.StreamIn(1, run, 1))
+    assert (after.slot, effects.deliver) == (0, ())
+    assert effects.counters == (("malformed",) if first < 1 else ())
