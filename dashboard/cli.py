@@ -18,6 +18,7 @@ demo) is imported by the verb that needs it.
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import signal
 import sys
@@ -81,6 +82,9 @@ for name, group in (
 ):
     app.add_typer(group, name=name)
 
+Key = Annotated[str, typer.Argument(metavar="KEY")]
+MemberId = Annotated[str, typer.Argument(metavar="MEMBER")]
+LeaseId = Annotated[int, typer.Argument(metavar="LEASE")]
 Config = Annotated[
     Path | None,
     typer.Option(
@@ -123,6 +127,24 @@ OnLease = Annotated[
 DEADLINE: Final = 5.0
 
 
+def _tell_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"trex {version('trex-paxos')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _whole(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_tell_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """A strongly consistent metadata backbone: its client, administration and demo."""
+
+
 # --- how a verb ends ----------------------------------------------------------------------------
 
 
@@ -133,7 +155,11 @@ def end(code: int, text: str) -> NoReturn:
 
 
 def told(verb: Callable[P, None]) -> Callable[P, None]:
-    """Turn the errors a verb may end with into one line and an exit code."""
+    """Turn the errors a verb may end with into one line and an exit code, and each paragraph of its
+    help into one line, for the terminal to break."""
+
+    paragraphs = (inspect.getdoc(verb) or "").split("\n\n")
+    verb.__doc__ = "\n\n".join(" ".join(each.split()) for each in paragraphs)
 
     @functools.wraps(verb)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -153,6 +179,10 @@ def told(verb: Callable[P, None]) -> Callable[P, None]:
             end(REFUSED, f"lease lost: {error}")
         except TrexError as error:
             end(REFUSED, str(error))
+        except OverflowError:
+            end(USAGE, "a number given is larger than 64 bits")
+        except UnicodeEncodeError:
+            end(USAGE, "what is given is not text in UTF-8")
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
@@ -160,6 +190,20 @@ def told(verb: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(0) from None
 
     return run
+
+
+def _alone(context: typer.Context) -> bool:
+    """Whether a group of verbs was named without one of them. With one, options stand behind it:
+    those before it would go unheard."""
+    if context.invoked_subcommand is None:
+        return True
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option = "--json" if name == "as_json" else f"--{name}"
+            verb = f"{context.info_name} {context.invoked_subcommand}"
+            end(USAGE, f"{option} belongs behind the verb: `trex {verb} ... {option}`")
+    return False
 
 
 def _words(error: NoQuorum | Unavailable) -> str:
@@ -214,7 +258,9 @@ def init(
     ] = "trex",
     format_: Annotated[
         bool,
-        typer.Option("--format", envvar="TREX_FORMAT", help="Format the voters' journals here."),
+        typer.Option(
+            "--format", envvar="TREX_INIT_FORMAT", help="Format the voters' journals here."
+        ),
     ] = False,
 ) -> None:  # fmt: skip
     """Write DIR/cluster.toml for a new cluster, with every knob in it."""
@@ -232,7 +278,7 @@ def init(
             end(BROKEN, str(error))
     steps = [] if format_ else [f"trex-voter format --config {path} --id N"]
     steps += [f"trex-voter run --config {path} --id N", f"trex status --config {path}"]
-    typer.echo("next, for each voter N:", err=True)
+    typer.echo("next, with each voter as N:", err=True)
     for step in steps:
         typer.echo(f"  {step}", err=True)
 
@@ -295,22 +341,28 @@ async def _watch_status(
 
     from dashboard import tables
 
-    with Live(console=Console(markup=False, highlight=False), auto_refresh=False) as live:
+    console = Console(markup=False, highlight=False)
+    with Live(console=console, auto_refresh=False) as live:
         while count == 0 or looks < count:
             looks += 1
             found = await driver.statuses(STATUS_S)
             verdict = tables.judge(driver.cluster, found)
             rows = tables.status_rows(driver.cluster, found, verdict)
-            live.update(tables.status_table(rows, verdict), refresh=True)  # type: ignore[arg-type]
+            live.update(tables.status_table(rows, verdict, console.width), refresh=True)
             if looks != count:
                 await anyio.sleep(interval_s)
 
 
 @leader_app.callback(invoke_without_command=True)
 @told
-def leader(context: typer.Context, config: Config = None, as_json: Json = False) -> None:
+def leader(
+    context: typer.Context,
+    config: Config = None,
+    deadline: Deadline = DEADLINE,
+    as_json: Json = False,
+) -> None:
     """Who leads, and since which ballot."""
-    if context.invoked_subcommand is not None:
+    if not _alone(context):
         return
 
     async def work(client: Client) -> None:
@@ -322,7 +374,7 @@ def leader(context: typer.Context, config: Config = None, as_json: Json = False)
         }
         show([row], as_json)
 
-    with_client(config, DEADLINE, work)
+    with_client(config, deadline, work)
 
 
 @leader_app.command()
@@ -369,8 +421,8 @@ def snapshot(
 @config_app.command("put")
 @told
 def config_put(
-    key: str,
-    value: str,
+    key: Key,
+    value: Annotated[str, typer.Argument(metavar="VALUE")],
     config: Config = None,
     deadline: Deadline = DEADLINE,
     as_json: Json = False,
@@ -387,7 +439,7 @@ def config_put(
 @config_app.command("get")
 @told
 def config_get(
-    key: str,
+    key: Key,
     local: Local = False,
     config: Config = None,
     deadline: Deadline = DEADLINE,
@@ -407,7 +459,7 @@ def config_get(
 @config_app.command("delete")
 @told
 def config_delete(
-    key: str, config: Config = None, deadline: Deadline = DEADLINE, as_json: Json = False
+    key: Key, config: Config = None, deadline: Deadline = DEADLINE, as_json: Json = False
 ) -> None:
     """Remove KEY."""
 
@@ -421,8 +473,10 @@ def config_delete(
 @config_app.command("cas")
 @told
 def config_cas(
-    key: str,
-    value: Annotated[str | None, typer.Argument(help="Without it, the key is removed.")] = None,
+    key: Key,
+    value: Annotated[
+        str | None, typer.Argument(metavar="VALUE", help="Without it, the key is removed.")
+    ] = None,
     slot: Annotated[
         int,
         typer.Option("--slot", envvar="TREX_SLOT", min=0, help="Expected version; 0: absent."),
@@ -443,7 +497,7 @@ def config_cas(
 @config_app.command("list")
 @told
 def config_list(
-    prefix: Annotated[str, typer.Argument()] = "",
+    prefix: Annotated[str, typer.Argument(metavar="PREFIX")] = "",
     local: Local = False,
     config: Config = None,
     deadline: Deadline = DEADLINE,
@@ -486,11 +540,15 @@ async def _list_members(client: Client, local: bool, as_json: bool) -> None:
 @members_app.callback(invoke_without_command=True)
 @told
 def members(
-    context: typer.Context, config: Config = None, local: Local = False, as_json: Json = False
+    context: typer.Context,
+    config: Config = None,
+    local: Local = False,
+    deadline: Deadline = DEADLINE,
+    as_json: Json = False,
 ) -> None:
     """The members."""
-    if context.invoked_subcommand is None:
-        with_client(config, DEADLINE, lambda client: _list_members(client, local, as_json))
+    if _alone(context):
+        with_client(config, deadline, lambda client: _list_members(client, local, as_json))
 
 
 @members_app.command("list")
@@ -508,7 +566,7 @@ def members_list(
 @members_app.command("join")
 @told
 def members_join(
-    member: str,
+    member: MemberId,
     address: Address = None,
     zone: Zone = None,
     weight: Weight = None,
@@ -542,7 +600,7 @@ def members_join(
 @members_app.command("update")
 @told
 def members_update(
-    member: str,
+    member: MemberId,
     address: Address = None,
     zone: Zone = None,
     weight: Weight = None,
@@ -577,7 +635,7 @@ def members_update(
 @members_app.command("leave")
 @told
 def members_leave(
-    member: str, config: Config = None, deadline: Deadline = DEADLINE, as_json: Json = False
+    member: MemberId, config: Config = None, deadline: Deadline = DEADLINE, as_json: Json = False
 ) -> None:
     """MEMBER leaves."""
 
@@ -590,9 +648,14 @@ def members_leave(
 
 @ring_app.callback(invoke_without_command=True)
 @told
-def ring(context: typer.Context, config: Config = None, as_json: Json = False) -> None:
+def ring(
+    context: typer.Context,
+    config: Config = None,
+    deadline: Deadline = DEADLINE,
+    as_json: Json = False,
+) -> None:
     """How many tokens each member has, and which share of the keys it owns."""
-    if context.invoked_subcommand is not None:
+    if not _alone(context):
         return
 
     async def work(client: Client) -> None:
@@ -621,13 +684,13 @@ def ring(context: typer.Context, config: Config = None, as_json: Json = False) -
         ]
         show(rows, as_json, "the ring has no member")
 
-    with_client(config, DEADLINE, work)
+    with_client(config, deadline, work)
 
 
 @ring_app.command("owner")
 @told
 def ring_owner(
-    key: str,
+    key: Key,
     local: Local = False,
     config: Config = None,
     deadline: Deadline = DEADLINE,
@@ -702,7 +765,7 @@ async def _until_signal(lost: anyio.Event) -> None:
 @lease_app.command("renew")
 @told
 def lease_renew(
-    lease: Annotated[list[int], typer.Argument()],
+    lease: Annotated[list[int], typer.Argument(metavar="LEASE")],
     config: Config = None,
     deadline: Deadline = DEADLINE,
     as_json: Json = False,
@@ -722,7 +785,7 @@ def lease_renew(
 @lease_app.command("revoke")
 @told
 def lease_revoke(
-    lease: int, config: Config = None, deadline: Deadline = DEADLINE, as_json: Json = False
+    lease: LeaseId, config: Config = None, deadline: Deadline = DEADLINE, as_json: Json = False
 ) -> None:
     """End a lease now; its members leave."""
 
@@ -841,7 +904,10 @@ def _change_json(slot: int, change: Change) -> str:
 
 
 def _change_words(slot: int, change: Change) -> str:
-    return f"{slot} {change.kind} {change.key}: {_row(change.old)} -> {_row(change.new)}"
+    from dashboard import tables
+
+    key = tables.visible(change.key).replace("\n", "\\n")
+    return f"{slot} {change.kind} {key}: {_row(change.old)} -> {_row(change.new)}"
 
 
 def _row(row: object) -> str:
@@ -910,6 +976,7 @@ def sql(
 ) -> None:  # fmt: skip
     """Ask a listener of this machine, in SQL. Tables: members, ring, config, leases, commits,
     history, listener."""
+    from dashboard import tables
     from listeners.sql import SqlDeadlineError, SqlError, query_socket
 
     path = _socket(config, listener, directory)
@@ -929,7 +996,7 @@ def sql(
         }
         for row in result.rows
     ]
-    show(rows, as_json, f"no rows ({', '.join(columns)})")
+    tables.show(rows, as_json, f"no rows ({', '.join(columns)})", verbatim=True)
     typer.echo(f"as of slot {result.slot}, {result.lag} behind", err=True)
 
 
@@ -946,7 +1013,7 @@ def _unique(columns: tuple[str, ...]) -> list[str]:
 def _nested(value: object, kind: str) -> object:
     if kind == "JSON" and isinstance(value, str):
         return msgspec.json.decode(value)
-    return value
+    return value.hex() if isinstance(value, bytes) else value
 
 
 # --- importing and showing ----------------------------------------------------------------------
@@ -985,9 +1052,12 @@ def import_(
         end(REFUSED, str(error))
     except importer.ImportStoppedError as error:
         end(NO_QUORUM, str(error))
+    except KeyboardInterrupt:
+        end(INTERRUPTED, "interrupted; the same command goes on, without repeating or losing a row")
     sent = imported.rows - imported.first_row + 1
     again = f", {sent} of them now" if imported.first_row > 1 else ""
-    typer.echo(f"{imported.rows} rows are imported{again}", err=True)
+    rows = "1 row is" if imported.rows == 1 else f"{imported.rows} rows are"
+    typer.echo(f"{rows} imported{again}", err=True)
     if directory is not None or listener is not None:
         sockets = [_socket(config, listener, directory)]
     else:

@@ -7,6 +7,7 @@ missing here and each default shown is the one used.
 from __future__ import annotations
 
 import ipaddress
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from voters.journal import format_journal
 BASE_PORT: Final = 7400
 """First port of a cluster that is not all on this machine."""
 STREAM_PORTS: Final = 2
+_HOST: Final = re.compile(r"[A-Za-z0-9._:%-]+")
 
 KNOBS: Final = {
     "stream": {
@@ -147,6 +149,9 @@ def init_cluster(
         raise ConfigError(f"--voters must be 1, 3, 5 or 7, not {voters}")
     if len(hosts) not in (0, 1, voters):
         raise ConfigError(f"--host is given once, or once for each of the {voters} voters")
+    for host in hosts:
+        if not _HOST.fullmatch(host):
+            raise ConfigError(f"--host {host!r} is neither the name of a machine nor an address")
     places = list(hosts) * (voters if len(hosts) == 1 else 1) or ["127.0.0.1"] * voters
     needed = voters * PORTS_A_VOTER + STREAM_PORTS
     if base_port is None and all(_is_loopback(host) for host in places):

@@ -18,26 +18,45 @@ from trex_core.messages import Status
 from voters.driver import Unavailable
 
 if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
     from rich.table import Table
+    from rich.text import Text
 
 Row: TypeAlias = Mapping[str, object]
 BEHIND_SLOTS: Final = 1000
 """A voter that lacks more slots than this is called behind."""
 PIPE_COLUMNS: Final = 1000
 """Width of a table where no terminal says its own: no line is wrapped."""
+UNBROKEN_COLUMNS: Final = 20
+"""A value up to so long is never broken to make a table fit: that of a 64-bit number."""
+GAP_COLUMNS: Final = 2
+"""Between two columns of a table."""
+_EMPTY: Final[tuple[object, ...]] = (None, "", {}, [], ())
+STATUS_SPARED: Final = ("address", "journal", "applied", "accepted")
+"""Columns of the status that go first, in this order, where the terminal is too narrow."""
 
 
-def show(rows: Sequence[Row], as_json: bool, empty: str = "nothing there") -> None:
-    """Print rows: one JSON array of objects, or a table with the keys of the first as columns."""
+def show(
+    rows: Sequence[Row], as_json: bool, empty: str = "nothing there", *, verbatim: bool = False
+) -> None:
+    """Print rows: one JSON array of objects, or a table with the keys of the first as columns,
+    spelled as they are if ``verbatim``. What is too wide for a table is a list of names and values.
+    """
     if as_json:
         show_json(list(rows))
-    elif not rows:
+        return
+    if not rows:
         print(empty, file=sys.stderr)
+        return
+    console = _console()
+    shown = list(rows[0])
+    if not verbatim and not _fits(shown, rows, console.width):
+        told = [name for name in shown if any(row[name] not in _EMPTY for row in rows)]
+        shown = told or shown
+    if _fits(shown, rows, console.width):
+        console.print(_table(shown, rows, console.width, verbatim=verbatim))
     else:
-        table = _table(list(rows[0]))
-        for row in rows:
-            table.add_row(*(_cell(value) for value in row.values()))
-        _print(table)
+        console.print(_records(rows, verbatim=verbatim), end="", soft_wrap=True)
 
 
 def show_json(value: object) -> None:
@@ -53,28 +72,105 @@ def _cell(value: object) -> str:
             return " ".join(f"{key}={inner}" for key, inner in value.items()) or "-"
         case list() | tuple():
             return ", ".join(str(inner) for inner in value) or "-"
+        case bool():
+            return "yes" if value else "no"
+        case bytes():
+            return value.hex()
         case _:
             return str(value)
 
 
-def _table(columns: Sequence[str]) -> Table:
+def visible(text: str) -> str:
+    """``text`` with what would steer a terminal spelled out; lines remain lines."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text
+    )
+
+
+def _heading(column: str, *, verbatim: bool = False) -> str:
+    return visible(column) if verbatim else column.replace("_", " ")
+
+
+def _widths(shown: Sequence[str], rows: Sequence[Row], *, verbatim: bool) -> list[tuple[int, int]]:
+    """For each column the width it needs at least, and the one at which nothing is broken. Words
+    of a heading and short values are never broken, long ones in three at most."""
+    from rich.cells import cell_len
+
+    widths = []
+    for column in shown:
+        heading = _heading(column, verbatim=verbatim)
+        word = max(map(cell_len, heading.split()), default=0)
+        lines = (line for row in rows for line in visible(_cell(row[column])).split("\n"))
+        longest = max(map(cell_len, lines), default=0)
+        least = max(word, min(longest, max(UNBROKEN_COLUMNS, -(-longest // 3))))
+        widths.append((least, max(longest, cell_len(heading))))
+    return widths
+
+
+def _fits(
+    shown: Sequence[str], rows: Sequence[Row], columns_max: int, *, verbatim: bool = False
+) -> bool:
+    least = sum(least for least, _ in _widths(shown, rows, verbatim=verbatim))
+    return least + GAP_COLUMNS * (len(shown) - 1) <= columns_max
+
+
+def _table(
+    shown: Sequence[str],
+    rows: Sequence[Row],
+    columns_max: int,
+    *,
+    verbatim: bool = False,
+    styles: Sequence[str] = (),
+) -> Table:
+    """The columns ``shown`` of ``rows`` as a table at most so wide; numbers stand to the right."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(Text(column.replace("_", " ")), overflow="fold")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    widths = _widths(shown, rows, verbatim=verbatim)
+    spare = columns_max - sum(least for least, _ in widths) - GAP_COLUMNS * (len(shown) - 1)
+    for column, (least, whole) in zip(shown, widths, strict=True):
+        more = max(0, min(spare, whole - least))
+        spare -= more
+        table.add_column(
+            Text(_heading(column, verbatim=verbatim)),
+            overflow="fold",
+            justify="right" if all(_is_number(row[column]) for row in rows) else "left",
+            width=least + more,
+        )
+    for row, style in zip(rows, styles or [""] * len(rows), strict=True):
+        table.add_row(*(Text(visible(_cell(row[column]))) for column in shown), style=style)
     return table
 
 
-def _print(renderable: object) -> None:
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _records(rows: Sequence[Row], *, verbatim: bool) -> Text:
+    """Rows one below the other, a line for each value."""
+    from rich.text import Text
+
+    widest = max(len(_heading(name, verbatim=verbatim)) for name in rows[0])
+    text = Text()
+    for number, row in enumerate(rows, 1):
+        text.append(f"── {number} ──\n", "bold")
+        for name, value in row.items():
+            text.append(f"{_heading(name, verbatim=verbatim):<{widest}}  ", "dim")
+            text.append(visible(_cell(value)).replace("\n", "\n" + " " * (widest + 2)) + "\n")
+    return text
+
+
+def _console() -> Console:
     from rich.console import Console
 
     console = Console(markup=False, highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = PIPE_COLUMNS
-    console.print(renderable)
+    return console
 
 
 # --- the state of the cluster -----------------------------------------------------------------
@@ -175,21 +271,26 @@ def status_json(found: Mapping[int, Status | Unavailable], verdict: Verdict) -> 
     return objects
 
 
-def status_table(rows: Sequence[Row], verdict: Verdict) -> object:
-    """The status as something Rich can draw."""
+def status_table(rows: Sequence[Row], verdict: Verdict, columns_max: int) -> RenderableType:
+    """The status as something Rich can draw, in ``columns_max`` columns of a terminal."""
     from rich.console import Group
     from rich.text import Text
 
-    table = _table(list(rows[0]))
-    for row in rows:
-        style = {"leader": "bold green", "silent": "red"}.get(str(row["role"]), "")
-        table.add_row(*(_cell(value) for value in row.values()), style=style)
-    return Group(table, Text(verdict.words, style="green" if verdict.healthy else "bold red"))
+    shown = list(rows[0])
+    for spared in STATUS_SPARED:
+        if _fits(shown, rows, columns_max):
+            break
+        shown.remove(spared)
+    styles = [{"leader": "bold green", "silent": "red"}.get(str(row["role"]), "") for row in rows]
+    table = _table(shown, rows, columns_max, styles=styles)
+    words = Text(verdict.words, style="green" if verdict.healthy else "bold red")
+    return Group(table, Text(), words)
 
 
 def show_status(rows: Sequence[Row], verdict: Verdict) -> None:
     """Print the status once."""
-    _print(status_table(rows, verdict))
+    console = _console()
+    console.print(status_table(rows, verdict, console.width))
 
 
 def _heard(found: Mapping[int, Status | Unavailable], leader: int) -> dict[int, str]:

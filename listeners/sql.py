@@ -226,6 +226,9 @@ def run_select(
         assert here is not None
         connection.execute(statements[0])
         described = connection.description or []
+        for column, kind, *_ in described:
+            if "WITH TIME ZONE" in str(kind):  # DuckDB needs another package to bring it here
+                raise SqlRefusedError(f"column {column!r} has a time zone; cast it to TIMESTAMP")
         rows: list[tuple[Any, ...]] = []
         size_bytes = 0
         while chunk := connection.fetchmany(_FETCH_ROWS):

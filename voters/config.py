@@ -42,7 +42,7 @@ def voter_paths(cluster: ClusterConfig, voter_id: int, base: Path) -> VoterPaths
 def read_cluster(path: Path | None) -> tuple[ClusterConfig, Path]:
     """Read the cluster file at ``path``, or else at ``TREX_CONFIG``, or else ``cluster.toml`` in
     the current folder. Returns it with its folder. Raises :class:`ConfigError`."""
-    file = path or Path(os.environ.get("TREX_CONFIG", "cluster.toml"))
+    file = path or Path(os.environ.get("TREX_CONFIG") or "cluster.toml")
     try:
         text = file.read_text()
     except OSError as error:

@@ -564,7 +564,8 @@ class Driver:
             )
         return Unavailable(
             f"no voter could be reached in {waited_s:.1f} s: {self._trouble}; check that the "
-            "voters run and that `host` and `client_port` in the cluster file are theirs"
+            "voters run and that `host`, `client_port` and `cluster_id` in the cluster file are "
+            "theirs"
         )
 
     # --- the connection ---------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 # ruff: noqa: ARG001 - asking for a fixture is having a cluster that runs
+import io
 import json
 import os
 import re
@@ -16,9 +17,10 @@ import anyio.from_thread
 import msgspec
 import pytest
 import typer.main
+from rich.console import Console
 from typer.testing import CliRunner
 
-from dashboard import cli
+from dashboard import cli, tables
 from dashboard.cluster_init import KNOBS
 from dashboard.tables import judge, status_rows
 from listeners.sql import QueryResult, SqlRefusedError, serve_sql
@@ -373,7 +375,7 @@ def options():
 
 
 def test_every_flag_can_come_from_the_environment():
-    skipped = {"--help", "--install-completion", "--show-completion"}
+    skipped = {"--help", "--version", "--install-completion", "--show-completion"}
     found = 0
     for path, option in options():
         if not skipped & set(option.opts):
@@ -424,3 +426,76 @@ def test_no_thread_is_left(fake):
     before = threading.active_count()
     Ran("config", "put", "a", "b")
     assert threading.active_count() == before
+
+
+# --- what a person sees and may get wrong ---------------------------------------------------
+
+
+@pytest.mark.parametrize("columns", [70, 80, 130])
+def test_the_status_fits_its_terminal_and_breaks_no_word(fake, columns):
+    found = statuses(fake, 3, dict.fromkeys(range(1, 6), 123_456))
+    verdict = judge(fake.config, found)
+    console = Console(width=columns, record=True, file=io.StringIO())
+    console.print(tables.status_table(status_rows(fake.config, found, verdict), verdict, columns))
+    lines = [line.rstrip() for line in console.export_text().splitlines()]
+    assert max(map(len, lines)) <= columns
+    assert sum("follower" in line for line in lines) == 4
+    assert any("promised" in line and "fixed" in line for line in lines)
+    assert ("address" in "".join(lines)) == (columns == 130)
+
+
+def printed(capsys, monkeypatch, rows, columns: int = 80, **given) -> list[str]:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    tables.show(rows, as_json=False, **given)
+    return [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_row_too_wide_for_a_table_is_a_list(capsys, monkeypatch):
+    wide = {f"name_{number}": "x" * 15 for number in range(6)}
+    lines = printed(capsys, monkeypatch, [wide])
+    assert lines == ["── 1 ──", *(f"name {number}  {'x' * 15}" for number in range(6))]
+    assert len(printed(capsys, monkeypatch, [wide], 120)) == 3
+
+
+def test_columns_without_a_value_make_room(capsys, monkeypatch):
+    row = {"id": "x" * 20, "address": None, "zone": None, "state": "y" * 20, "attributes": {}}
+    lines = printed(capsys, monkeypatch, [row], 44)
+    assert lines[0].split() == ["id", "state"] and lines[2].split() == ["x" * 20, "y" * 20]
+
+
+def test_a_value_cannot_steer_the_terminal(capsys, monkeypatch):
+    lines = printed(capsys, monkeypatch, [{"key": "\x1b[2J", "value": b"\x01\xff", "n_n": 1}])
+    assert lines[2].split() == [r"\x1b[2J", "01ff", "1"]
+    assert printed(capsys, monkeypatch, [{"n_n": 1}], verbatim=True)[0] == "n_n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("members", "join", "a", "--token", "9" * 30),
+        ("lease", "grant", "inf"),
+        ("lease", "revoke", "9" * 30),
+        ("config", "cas", "a", "b", "--slot", "9" * 30),
+        ("config", "put", "a", "\udcff"),
+        ("members", "--json", "list"),
+        ("members", "--config", "/nowhere", "list"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_line_and_a_usage_error(fake, words):
+    ran = Ran(*words)
+    assert (ran.code, ran.out, ran.err.count("\n")) == (cli.USAGE, "", 1), ran.err
+
+
+def test_the_format_of_an_import_is_not_the_one_of_init(tmp_path, monkeypatch):
+    monkeypatch.setenv("TREX_FORMAT", "google-machine-events")
+    assert Ran("init", str(tmp_path / "new")).code == 0
+
+
+def test_a_host_that_is_none_is_refused(tmp_path):
+    ran = Ran("init", str(tmp_path / "new"), "--host", "two words")
+    assert ran.code == cli.REFUSED and "'two words'" in ran.err
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_version_is_told():
+    assert re.fullmatch(r"trex \d+\.\d+\.\d+\n", Ran("--version").out)

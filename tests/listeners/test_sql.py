@@ -709,3 +709,9 @@ async def test_a_client_gives_up_on_a_listener_that_hangs(tmp_path):
                 await anyio.to_thread.run_sync(
                     partial(query_socket, service.path, "SELECT 1", deadline_ms=-1900)
                 )
+
+
+def test_a_time_with_a_zone_says_what_to_do(store):
+    with pytest.raises(SqlRefusedError, match="cast it to TIMESTAMP"):
+        run(store, "SELECT now() AS t")
+    assert run(store, "SELECT now()::TIMESTAMP AS t").columns == ("t",)
