@@ -148,7 +148,7 @@ def step(config: Config, state: State, event: Event) -> tuple[State, Effects]:
         case StartHandOver(to=to):
             turn.on_start_hand_over(to)
         case DiskRoom(has_room=has_room):
-            turn.set(has_room=has_room)
+            turn.on_disk_room(has_room)
     return turn.state, Effects(tuple(turn.records), tuple(turn.sends), tuple(turn.fixed))
 
 
@@ -347,7 +347,7 @@ class _Turn:
                 if state.deadline == 0:  # just started: spread the first polls
                     spread = self.config.election_ticks_max - self.config.election_ticks_min
                     self.set(deadline=state.tick + draw(self.config, 0) % (spread + 1))
-                elif state.tick >= state.deadline:
+                elif state.tick >= state.deadline + self.room_wait():
                     self.poll()
             case Polling():
                 if state.tick >= state.deadline:
@@ -386,12 +386,24 @@ class _Turn:
         if role.handover is not None and tick >= role.handover[1]:
             role = _replace(role, handover=None)
             self.set(role=role)
-        self.resend(role)
+        if not self.state.has_room and tick % (4 * config.election_ticks_max) == 0:
+            self.on_start_hand_over(0)
+        self.resend(self.leading())
         role = self.leading()
         newest = role.beat_ticks[-1][1] if role.beat_ticks else -config.heartbeat_ticks
         if tick - newest >= config.heartbeat_ticks or self.state.fixed > role.announced:
             self.on_beat()
         self.try_hand_over()
+
+    def room_wait(self) -> int:
+        """Who has no room on its disk lets the others poll first; if none has room somebody must
+        lead all the same: reads need a leader, and proposals are refused by the shell."""
+        return 0 if self.state.has_room else self.config.election_ticks_max
+
+    def on_disk_room(self, has_room: bool) -> None:
+        self.set(has_room=has_room)
+        if not has_room:
+            self.on_start_hand_over(0)  # its own proposals would fill its disk to the end
 
     def leading(self) -> Leader:
         role = self.state.role
@@ -422,9 +434,6 @@ class _Turn:
     def poll(self) -> None:
         state, config = self.state, self.config
         wait = config.election_ticks_min // 2 + draw(config, state.tick) % config.election_ticks_min
-        if not state.has_room:
-            self.set(role=Follower(), deadline=state.tick + wait)
-            return
         self.set(
             role=Polling(state.tick, ((config.voter, False),), state.promised),
             deadline=state.tick + wait,
