@@ -63,6 +63,8 @@ async def test_garbage_and_half_open_connections_at_every_port_are_harmless(tmp_
         cluster.start_voters()
         listener = cluster.start_listener("one")
         listener.wait_for_line("listener.started", 30)
+        for voter in cluster.voter_ids:
+            cluster.voter(voter).wait_for_line("voter.archive.ready", 30)
         config = config_of(cluster)
         udp = held.enter_context(socket.socket(type=socket.SOCK_DGRAM))
         udp.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1"))
