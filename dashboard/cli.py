@@ -952,8 +952,9 @@ def _socket(config: Path | None, listener: str | None, directory: Path | None) -
     found = _sockets(base)
     if len(found) != 1:
         names = ", ".join(path.parent.name for path in found)
-        what = f"several listeners here: {names}" if found else f"no listener in {base}"
-        raise ConfigError(f"{what}; name one with --listener NAME or --dir DIR")
+        what = f"several listeners here: {names}" if found else f"no listener runs in {base}"
+        start = "" if found else "start one (`trex-listener run`), or "
+        raise ConfigError(f"{what}; {start}name one with --listener NAME or --dir DIR")
     return found[0]
 
 

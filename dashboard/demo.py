@@ -14,6 +14,7 @@ import itertools
 import json
 import re
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -107,30 +108,39 @@ def demo(
     """Run the demo; its exit code. ``directory`` is kept afterwards, a temporary one is not."""
     console = Console(highlight=False)
     if voters not in VOTER_CHOICES or members < MEMBERS_MIN:
-        console.print(
-            "[red]The demo kills a voter and a member, so it needs 3, 5 or 7 --voters and at least"
-            f" {MEMBERS_MIN} --members.[/]"
+        return _refused(
+            2,
+            "the demo kills a voter and a member, so it needs 3, 5 or 7 --voters and at least "
+            f"{MEMBERS_MIN} --members",
         )
-        return 2
     if trace is not None and not trace.is_file():
-        console.print(f"[red]there is no file {escape(str(trace))} to import[/]")
-        return 2
-    if directory is not None and directory.exists() and any(directory.iterdir()):
-        console.print(f"[red]{escape(str(directory))} is not empty; name a new directory[/]")
-        return 1
+        return _refused(1, f"there is no file {trace} to import")
     with tempfile.TemporaryDirectory(prefix="trex-demo-") as scratch:
         place = (directory if directory is not None else Path(scratch)).absolute()
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            empty = not any(place.iterdir())
+        except OSError as error:
+            return _refused(1, f"{place} cannot be used: {error.strerror}; name another --dir")
+        if not empty:
+            return _refused(1, f"{place} is not empty; name a new directory with --dir")
         if len(bytes(place / OBSERVER / SOCKET_FILE)) > SOCKET_PATH_BYTES_MAX:
-            console.print(
-                f"[red]{escape(str(place))} is too deep a place: the path of a socket in it would"
-                f" be over {SOCKET_PATH_BYTES_MAX} bytes; name a shorter one with --dir[/]"
+            return _refused(
+                1,
+                f"{place} is too deep a place: the path of a socket in it would be over "
+                f"{SOCKET_PATH_BYTES_MAX} bytes; name a shorter one with --dir",
             )
-            return 1
         try:
             return anyio.run(_Story(console, place, voters, members, trace, keep).tell)
         except DemoFailedError as error:
             console.print(f"[red]✗ {escape(str(error))}[/]")
             return 1
+
+
+def _refused(code: int, why: str) -> int:
+    """Say on stderr why there is no demo; the exit code."""
+    print(f"trex: {why}", file=sys.stderr)
+    return code
 
 
 def recorded_members(path: Path) -> tuple[tuple[str, str, str, str], ...]:

@@ -730,8 +730,9 @@ async def query_socket_async(
 
 
 def _nobody(path: Path, error: Exception) -> SqlUnavailableError:
+    why = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return SqlUnavailableError(
-        f"no listener answers at {path} ({str(error) or type(error).__name__}); "
+        f"no listener answers at {path} ({why}); "
         "is `trex-listener run` running with this directory?"
     )
 

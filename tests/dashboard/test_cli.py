@@ -335,7 +335,7 @@ def test_sql_prints_rows_and_nests_json(listener, tmp_path):
 
 def test_sql_without_a_listener_says_what_to_do(fake, tmp_path):
     ran = Ran("sql", "select 1")
-    assert ran.code == 1 and "no listener in" in ran.err and "--dir" in ran.err
+    assert ran.code == 1 and "no listener runs in" in ran.err and "--dir" in ran.err
     ran = Ran("sql", "select 1", "--listener", "nobody")
     assert ran.code == 1 and "trex-listener run" in ran.err
 

@@ -90,15 +90,18 @@ def test_nothing_is_left_running_when_the_demo_is_killed(start_demo):
     assert marked_processes(mark) == {}
 
 
-def test_a_demo_that_cannot_be_is_refused_in_words():
+def test_a_demo_that_cannot_be_is_refused_in_words(tmp_path):
     for arguments, words in (
         (["--voters", "4"], "3, 5 or 7"),
         (["--members", "1"], "at least 2"),
         (["--import", "no-such-file"], "no-such-file"),
-        (["--dir", f"/tmp/{'deep' * 30}"], "too deep"),
+        (["--dir", str(tmp_path / ("deep" * 30))], "too deep"),
+        (["--dir", __file__], "cannot be used"),
+        (["--dir", str(ROOT)], "not empty"),
     ):
         told = subprocess.run(
             [TREX, "demo", *arguments], capture_output=True, text=True, timeout=60, cwd=ROOT
         )
         assert told.returncode in (1, 2), told.stdout + told.stderr
-        assert words in " ".join((told.stdout + told.stderr).split())
+        assert (told.stdout, told.stderr.count("\n")) == ("", 1), told
+        assert words in told.stderr
