@@ -185,9 +185,11 @@ def told(verb: Callable[P, None]) -> Callable[P, None]:
             end(USAGE, "what is given is not text in UTF-8")
         except KeyboardInterrupt:
             raise typer.Exit(INTERRUPTED) from None
-        except BrokenPipeError:
+        except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(0) from None
+            if isinstance(error, BrokenPipeError):
+                raise typer.Exit(0) from None
+            end(BROKEN, f"the machine refused: {error.strerror or error}")
 
     return run
 
@@ -846,12 +848,15 @@ def watch(
         end(USAGE, "--kind is config, member or lease")
     from listeners.changes import CompactedError
     from listeners.listener import DeadlineError
+    from listeners.source import SourceError
 
     cluster, _ = read_cluster(config)
     try:
         anyio.run(_watch, cluster, since, kind, prefix, count, deadline, as_json)
     except CompactedError as error:
         end(REFUSED, f"{error.first_slot} is the first slot kept: --since 0 brings the state there")
+    except SourceError as error:
+        end(REFUSED, str(error))
     except DeadlineError:
         end(
             NO_QUORUM,

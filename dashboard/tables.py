@@ -61,7 +61,7 @@ def show(
 
 def show_json(value: object) -> None:
     """Print one JSON value on one line."""
-    print(msgspec.json.encode(value, enc_hook=str).decode())
+    print(msgspec.json.encode(value, enc_hook=str).decode(), flush=True)
 
 
 def _cell(value: object) -> str:

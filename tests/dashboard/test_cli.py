@@ -499,3 +499,13 @@ def test_a_host_that_is_none_is_refused(tmp_path):
 
 def test_the_version_is_told():
     assert re.fullmatch(r"trex \d+\.\d+\.\d+\n", Ran("--version").out)
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_an_answer_that_cannot_be_written_is_one_line(fake, more):
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
+        ran = subprocess.run(
+            [sys.executable, "-m", "dashboard.cli", "config", "put", "a", "b", *more],
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=60,
+        )  # fmt: skip
+    assert (ran.returncode, ran.stderr.count("\n")) == (cli.BROKEN, 1), ran.stderr
