@@ -428,8 +428,8 @@ class Voter:
             self._answer_handovers()
         if self._captures or self._snapshot_now:
             self._start_snapshot()
+        self._gateway.flush()  # who waits is answered before the stream is fed
         self._publish(now_s)
-        self._gateway.flush()
         self._report()
         if now_s >= self._next_second_s:
             self._next_second_s = now_s + 1.0
