@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
+from pathlib import Path
 
 import pytest
 
 from trex_core.quorum import EvenFlexible, Majority, Tally, Weighted
 
-TABLE = [  # voters, promise quorum, accept quorum
-    (Majority, 1, 1, 1),
-    (Majority, 3, 2, 2),
-    (Majority, 5, 3, 3),
-    (Majority, 7, 4, 4),
-    (EvenFlexible, 2, 2, 1),
-    (EvenFlexible, 3, 2, 2),
-    (EvenFlexible, 4, 3, 2),
-    (EvenFlexible, 6, 4, 3),
-]
+PATH = Path(__file__).parent.parent / "scenarios" / "quorum.json"
+CASES = json.loads(PATH.read_text())["quorums"]
+SYSTEMS = {"Majority": Majority, "EvenFlexible": EvenFlexible}
 
 
-@pytest.mark.parametrize(("system", "voters", "promise", "accept"), TABLE)
-def test_table(system: type[Majority], voters: int, promise: int, accept: int) -> None:
-    quorums = system(range(1, voters + 1))
+def named(cases):
+    return [pytest.param(case, id=case["name"].split(":")[0]) for case in cases]
+
+
+@pytest.mark.parametrize("case", named(case for case in CASES if "system" in case))
+def test_table(case):
+    voters = case["voters"]
+    quorums = SYSTEMS[case["system"]](range(1, voters + 1))
     for count in range(voters + 1):
         yes = range(1, count + 1)
-        assert (quorums.promise(yes) is Tally.WIN) == (count >= promise)
-        assert (quorums.accept(yes) is Tally.WIN) == (count >= accept)
+        assert (quorums.promise(yes) is Tally.WIN) == (count >= case["promise"]), case["name"]
+        assert (quorums.accept(yes) is Tally.WIN) == (count >= case["accept"]), case["name"]
+
+
+@pytest.mark.parametrize("case", named(case for case in CASES if "weights" in case))
+def test_quorums_that_might_not_meet_are_refused(case):
+    weights = dict(enumerate(case["weights"], 1))
+    if case["refused"]:
+        with pytest.raises(ValueError, match="weight"):
+            Weighted(weights, case["promise"], case["accept"])
+    else:
+        Weighted(weights, case["promise"], case["accept"])
 
 
 @pytest.mark.parametrize("voters", [1, 2, 3, 4, 5, 6, 7])
@@ -49,17 +59,6 @@ def test_a_split_vote_loses_and_an_open_one_waits() -> None:
     assert quorums.accept({1, 2}, {3}) is Tally.WAIT
     assert quorums.accept({1, 2, 3}, {4}) is Tally.WIN
     assert quorums.promise({1, 2, 99}, ()) is Tally.WAIT, "a stranger weighs nothing"
-
-
-@pytest.mark.parametrize(
-    ("weights", "promise", "accept"),
-    [({1: 1, 2: 1, 3: 1}, 1, 2), ({1: 2, 2: 2}, 2, 2), ({}, 1, 1), ({1: 0}, 1, 1), ({1: -1}, 1, 1)],
-)
-def test_quorums_that_might_not_meet_are_refused(
-    weights: dict[int, int], promise: int, accept: int
-) -> None:
-    with pytest.raises(ValueError, match="weight"):
-        Weighted(weights, promise, accept)
 
 
 @pytest.mark.parametrize("seed", range(200))
