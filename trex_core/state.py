@@ -14,6 +14,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from trex_core.messages import (
+    CHAIN_BYTES,
     NO_BALLOT,
     Ballot,
     Genesis,
@@ -179,9 +180,6 @@ class Chase(msgspec.Struct, frozen=True):
     until_tick: int
 
 
-GENESIS_CHAIN_BYTES: Final = 32
-
-
 class State(msgspec.Struct, frozen=True):
     """All that one voter knows. Durable: ``promised``, ``fixed``, ``chain``, ``accepted``,
     ``genesis``. The rest dies with the process.
@@ -235,7 +233,7 @@ def first_state(cluster_id: bytes) -> State:
 
 def chain_start(cluster_id: bytes) -> bytes:
     """``chain[0]``: the 16-byte cluster id, zero-padded to 32 bytes."""
-    return cluster_id.ljust(GENESIS_CHAIN_BYTES, b"\0")
+    return cluster_id.ljust(CHAIN_BYTES, b"\0")
 
 
 def chain_next(before: bytes, slot: int, value: bytes) -> bytes:
