@@ -9,6 +9,7 @@ Message tree::
     PeerMessage      voter  -> voter      UDP, TCP when larger than PEER_DATAGRAMS_MAX datagrams
     StreamMessage    voter  -> listeners  multicast
     RepairRequest    listener -> voters   multicast
+    ListenerReport   listener -> all      multicast, at a total rate that their number does not raise
     CatchupMessage   anybody <-> archive  TCP
     ClientRequest    client -> voter      TCP
     ClientReply      voter  -> client     TCP
@@ -324,9 +325,74 @@ class StreamRun(msgspec.Struct, frozen=True, array_like=True, tag=40, gc=False):
     repair: bool = False
 
 
+class ListenerReport(msgspec.Struct, frozen=True, array_like=True, tag=43, gc=False):
+    """What a listener says of itself on the repair group, now and then (``roster`` says when).
+
+    ``instance`` is drawn at each start, so that two listeners of one name are told apart;
+    ``stored`` is -1 without a store; ``behind_ms`` is for how long it has not been at its tip
+    (0: it is there).  ``gaps``, ``repairs`` (requests sent), ``catchups`` and ``resets`` count
+    since its start; ``leaving`` marks the last report of one that stops in order.
+    """
+
+    name: str
+    instance: int
+    applied: int
+    stored: int
+    tip: int
+    behind_ms: int
+    ready: bool
+    gaps: int
+    repairs: int
+    catchups: int
+    resets: int
+    uptime_s: int
+    version: str
+    leaving: bool = False
+
+
+class ListenerSeen(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A report as a voter remembers it: heard ``age_ms`` milliseconds before the digest."""
+
+    age_ms: int
+    report: ListenerReport
+
+
+class ListenerDigest(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The listeners as one voter knows them: how many, how many of them are behind or silent, the
+    largest lag in slots, and a few rows; successive digests show all of them in turn."""
+
+    known: int = 0
+    behind: int = 0
+    silent: int = 0
+    lag_max: int = 0
+    rows: tuple[ListenerSeen, ...] = ()
+
+
+class Transition(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One change of a voter's role: the ``number``-th since its boot, ``age_ms`` before the digest
+    that tells it.  ``ballot`` is the one stood or led under, or followed; ``leader`` is the voter
+    followed then (0: none), ``why`` says the reason in words."""
+
+    number: int
+    age_ms: int
+    role: str
+    ballot: Ballot
+    leader: int
+    fixed: int
+    why: str
+
+
 class VoterDigest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a voter says of itself in its stream heartbeat. ``role`` is one of "follower",
-    "polling", "candidate", "leader"; slots are numbers, ``fsync_us`` the last sync time."""
+    "polling", "candidate", "leader"; slots are numbers, ``fsync_us`` the last sync time.
+
+    ``time_ms`` is its wall clock (informational), ``proposed`` the highest slot a leader proposed
+    (0 at others), ``quorum_age_ms`` the age of the newest answer of an accept quorum at a leader,
+    of the newest word of its leader at others (-1: none), ``commit_*_us`` the time from proposal
+    to fixed over the leader's newest slots (0: unknown).  ``heard_ms`` says how long ago each voter,
+    ascending by id, was heard (0 for itself, -1 never).  ``transitions`` are its newest changes of
+    role, oldest first.
+    """
 
     role: str
     promised: Ballot
@@ -337,6 +403,20 @@ class VoterDigest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     free_bytes: int
     fsync_us: int
     version: str
+    boot: int = 0
+    uptime_s: int = 0
+    time_ms: int = 0
+    proposed: int = 0
+    quorum_age_ms: int = -1
+    has_room: bool = True
+    snapshot_slot: int = 0
+    fsync_p50_us: int = 0
+    fsync_p99_us: int = 0
+    commit_p50_us: int = 0
+    commit_p99_us: int = 0
+    heard_ms: tuple[int, ...] = ()
+    transitions: tuple[Transition, ...] = ()
+    listeners: ListenerDigest = ListenerDigest()
 
 
 class StreamTip(msgspec.Struct, frozen=True, array_like=True, tag=41, gc=False):
@@ -359,7 +439,8 @@ class RepairRequest(msgspec.Struct, frozen=True, array_like=True, tag=42, gc=Fal
     last: int
 
 
-StreamMessage: TypeAlias = StreamRun | StreamTip | RepairRequest
+StreamMessage: TypeAlias = StreamRun | StreamTip | RepairRequest | ListenerReport
+"""Voters send the first two to the stream's port; listeners the others to the repair port."""
 
 
 # --- catch-up (archive, TCP) ----------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""The typed widgets of ``trex-dash``: each draws a view, none of them changes it."""
