@@ -14,6 +14,7 @@ from listeners.listener import (
     ListenerStatus,
     ListenerStoppedError,
     NoStoreError,
+    Observer,
     open_listener,
 )
 
@@ -28,6 +29,7 @@ __all__ = [
     "ListenerStatus",
     "ListenerStoppedError",
     "NoStoreError",
+    "Observer",
     "Progress",
     "Reset",
     "SlotChanges",

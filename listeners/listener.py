@@ -27,7 +27,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 
 import anyio
 import anyio.abc
@@ -44,7 +44,14 @@ from listeners.changes import (
     Subscription,
     Window,
 )
-from listeners.source import CatchupClient, CatchupError, Keep, Source, drop_from_environment
+from listeners.source import (
+    NAME_BYTES_MAX,
+    CatchupError,
+    Keep,
+    Network,
+    Sockets,
+    drop_from_environment,
+)
 from trex_core.cluster import ClusterConfig, ConfigError
 from trex_core.learner import (
     CatchupFailed,
@@ -63,16 +70,28 @@ from trex_core.messages import (
     AskOther,
     CatchupEntries,
     Genesis,
+    Kind,
+    ListenerReport,
     OutcomeStatus,
     RepairRequest,
     SnapshotOffer,
+    StreamRun,
+    StreamTip,
+    Value,
     decode_value,
 )
 from trex_core.metadata.commands import Change, ConfigEntry, Lease, Member
 from trex_core.metadata.ring import SETTING_PREFIX, Ring
-from trex_core.metadata.state import EMPTY, MetadataState, apply, ring_of, state_from
+from trex_core.metadata.state import (
+    EMPTY,
+    MetadataState,
+    apply,
+    ring_of,
+    state_chunks,
+    state_from,
+)
 from trex_core.sessions import NO_SESSIONS, Sessions, deliver
-from trex_core.snapshot import SnapshotError, decode_snapshot
+from trex_core.snapshot import SnapshotError, decode_snapshot, encode_snapshot
 from trex_core.state import FixedRun
 
 if TYPE_CHECKING:
@@ -81,8 +100,6 @@ if TYPE_CHECKING:
 
 TURN_SLOTS_MAX: Final = 256
 """After this many slots in one turn the owner lets the rest of the loop have its turn."""
-NAME_BYTES_MAX: Final = 128
-"""Longest name of a listener, in bytes of UTF-8."""
 RING_CHANGES_MAX: Final = 4096
 """Above this many changes since the ring was asked for last it is built anew."""
 STOP_DEADLINE_S: Final = 5.0
@@ -111,6 +128,33 @@ class NoStoreError(RuntimeError):
 
 class ListenerStoppedError(RuntimeError):
     """The listener was closed while something waited for it."""
+
+
+class Observer(Protocol):
+    """Who looks over a listener's shoulder: a dashboard, a recorder.
+
+    It is called in the middle of the listener's own turn, so it must be quick (tens of
+    microseconds) and must not wait: what it costs, the listener pays. An exception out of it ends
+    the listener like any other failure: raised where the block of :func:`open_listener` ends.
+    What is to live on beside a faulty observer subscribes to :meth:`Listener.changes` instead.
+    """
+
+    def heard(self, voter: int, message: StreamTip) -> None:
+        """``voter``'s heartbeat came. Taken as it came: late, twice, or old ones too."""
+        ...
+
+    def reported(self, report: ListenerReport) -> None:
+        """Another listener's report came."""
+        ...
+
+    def delivered(self, run: FixedRun) -> None:
+        """``run`` was applied: ascending, no slot twice, none left out but by :meth:`jumped`."""
+        ...
+
+    def jumped(self, from_slot: int, to_slot: int) -> None:
+        """A snapshot brought the state from ``from_slot`` to ``to_slot``; what comes next is
+        ``to_slot + 1``."""
+        ...
 
 
 class ListenerOptions(msgspec.Struct, frozen=True):
@@ -215,19 +259,22 @@ class Listener:
         store: Store | None,
         *,
         seed: int,
-        keep: Keep | None,
+        network: Network,
         options: ListenerOptions,
+        observer: Observer | None,
     ) -> None:
         self.name: Final = name
         self.directory: Final = directory
         self.counters: Final[Counter[str]] = Counter()
         """What happened since the start, by name."""
         self._cluster = cluster
+        self._observer = observer
         self._learner = msgspec.structs.replace(
             options.learner, name=name, voters=cluster.voter_ids, seed=seed
         )
         self._sessions = NO_SESSIONS
         self._state = EMPTY
+        self._genesis: Genesis | None = None
         self._learned = first_state(cluster.cluster_id_bytes)
         self._keeper: _Keeper | None = None
         if store is not None:
@@ -235,7 +282,9 @@ class Listener:
             stored = store.load()
             if stored is not None:
                 self._state, self._sessions = stored.metadata, stored.sessions
+                self._genesis = stored.genesis
                 self._learned = first_state(cluster.cluster_id_bytes, stored.slot, stored.chain)
+        self._chain = self._learned.chain
         self._window = Window(
             self._learned.slot,
             changes_max=options.changes_kept_max,
@@ -252,8 +301,8 @@ class Listener:
         self._wanted: CatchUpFrom | None = None
         self._wanted_event = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._source = Source(cluster, self.counters, keep=keep)
-        self._archives = CatchupClient(cluster, name, self.counters, directory)
+        self._source = network.stream(self.counters)
+        self._archives = network.archives(self.counters)
 
     # --- what it shows ----------------------------------------------------------------------
 
@@ -309,6 +358,24 @@ class Listener:
             self.lag,
             self.ready,
             dict(sorted(self.counters.items())),
+        )
+
+    def capture(self) -> bytes | None:
+        """All that is applied, as the bytes of a snapshot (``trex_core.snapshot``) at slot
+        :attr:`applied`, equal to a voter's at that slot; None while nothing is applied.
+
+        Call it on the listener's loop. It takes about 1 ms per 64 KiB.
+        """
+        if self._genesis is None:
+            return None
+        return b"".join(
+            encode_snapshot(
+                self.applied,
+                self._chain,
+                self._genesis,
+                self._sessions,
+                state_chunks(self._state),
+            )
         )
 
     def changes(
@@ -503,13 +570,18 @@ class Listener:
                 if heard is None:
                     break
                 sender, message = heard
-                now_ms = self._now_ms()
-                if isinstance(message, RepairRequest):
-                    self._learn(RepairHeard(message, now_ms))
-                else:
-                    self._learn(StreamIn(sender, message, now_ms))
-                    if self._first_tip is None:
-                        self._first_tip = message.tip_slot
+                match message:
+                    case RepairRequest():
+                        self._learn(RepairHeard(message, self._now_ms()))
+                    case ListenerReport():
+                        if self._observer is not None:
+                            self._observer.reported(message)
+                    case StreamRun() | StreamTip():
+                        self._learn(StreamIn(sender, message, self._now_ms()))
+                        if self._first_tip is None:
+                            self._first_tip = message.tip_slot
+                        if self._observer is not None and isinstance(message, StreamTip):
+                            self._observer.heard(sender, message)
             now_ms = self._now_ms()
             if self._wake_ms is not None and now_ms >= self._wake_ms:
                 self._learn(Clock(now_ms))
@@ -540,8 +612,11 @@ class Listener:
         for data, chain in zip(run.values, run.chains, strict=True):
             slot += 1
             self._slot_changes = _NO_CHANGES
-            sessions, _ = deliver(sessions, slot, decode_value(data), self._apply_command)
-            self._sessions = sessions
+            value = decode_value(data)
+            sessions, _ = deliver(sessions, slot, value, self._apply_command)
+            self._sessions, self._chain = sessions, chain
+            if slot == 1:
+                self._genesis = _genesis_of(value)
             changes = self._slot_changes
             if changes:
                 self._window.add(SlotChanges(slot, changes), len(data))
@@ -549,6 +624,8 @@ class Listener:
             if keeper is not None:
                 keeper.rows.append(keeper.row(slot, data, chain, changes))
             self._window.applied = slot
+        if self._observer is not None:
+            self._observer.delivered(run)
 
     def _apply_command(self, slot: int, command: bytes) -> tuple[int, bytes]:
         self._state, result, self._slot_changes = apply(self._state, slot, command)
@@ -588,6 +665,7 @@ class Listener:
             if jump.base is not self._state:
                 changes = _difference(self._state, jump.state)
             self._state, self._sessions = jump.state, jump.sessions
+            self._genesis, self._chain = jump.genesis, jump.chain
             self._ring, self._ring_changes = None, []
             self._window.add(Reset(before, jump.slot, changes), 0)
             self._window.applied = jump.slot
@@ -595,6 +673,8 @@ class Listener:
             _say(logging.INFO, "listener.reset", from_slot=before, to_slot=jump.slot)
             if self._keeper is not None:
                 self._keeper.jump, self._keeper.rows = jump, []
+            if self._observer is not None:
+                self._observer.jumped(before, jump.slot)
         self._learn(Installed(jump.slot, jump.chain, now_ms))
 
     # --- catch-up ---------------------------------------------------------------------------
@@ -709,6 +789,8 @@ async def open_listener(
     directory: Path | None = None,
     seed: int | None = None,
     keep: Keep | None = None,
+    network: Network | None = None,
+    observer: Observer | None = None,
     options: ListenerOptions = DEFAULT_OPTIONS,
 ) -> AsyncIterator[Listener]:
     """Follow ``cluster`` as ``name`` until the block ends.
@@ -716,16 +798,20 @@ async def open_listener(
     With a ``directory`` it keeps a store there (``store.duckdb``) and goes on from it at the next
     start, without anybody's help; without one it keeps nothing and imports no database. ``seed``
     feeds the back-off of repairs (default: random), ``keep`` is the test seam of ``source``.
+    ``network`` is where all bytes come from (default: the sockets of ``cluster``), ``observer`` is
+    told what comes and what is done with it.
 
-    Should the listener fail (its store, or a fixed slot of a newer feature level), the block is
-    cancelled and the error raised from here: :class:`listeners.store.StoreError`,
+    Should the listener fail (its store, its observer, or a fixed slot of a newer feature level),
+    the block is cancelled and the error raised from here: :class:`listeners.store.StoreError`,
     :class:`trex_core.machine.TooOld`. Raises :class:`ConfigError` for a bad name, ``SourceError``
     if the group cannot be joined.
     """
     if not name.isprintable() or not 0 < len(name.encode(errors="replace")) <= NAME_BYTES_MAX:
         raise ConfigError(f"a listener's name has 1 to {NAME_BYTES_MAX} printable bytes")
-    if keep is None:
-        keep = drop_from_environment(name)
+    if network is None:
+        if keep is None:
+            keep = drop_from_environment(name)
+        network = Sockets(cluster, name, directory, keep)
     if seed is None:
         seed = random.SystemRandom().getrandbits(63)
     store: Store | None = None
@@ -736,13 +822,32 @@ async def open_listener(
             Store.open, directory / STORE_FILE, cluster.cluster_id_bytes, name
         )
     try:
-        listener = Listener(cluster, name, directory, store, seed=seed, keep=keep, options=options)
+        listener = Listener(
+            cluster,
+            name,
+            directory,
+            store,
+            seed=seed,
+            network=network,
+            options=options,
+            observer=observer,
+        )
         async with listener.running():
             yield listener
     finally:
         if store is not None:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(store.close)
+
+
+def _genesis_of(value: Value) -> Genesis | None:
+    """What slot 1 holds; None if no genesis is in it, which no voter fixes there."""
+    if value.kind != Kind.GENESIS:
+        return None
+    try:
+        return msgspec.msgpack.decode(value.command, type=Genesis)
+    except msgspec.MsgspecError:
+        return None
 
 
 def _decode_jump(voter: int, offer: SnapshotOffer, data: bytes, base: MetadataState) -> _Jump:

@@ -1,9 +1,12 @@
 """Where a listener's bytes come from: the multicast group, and the voters' archives over TCP.
 
 This module alone touches the listener's sockets.  It joins the group, drains datagrams, decodes
-them totally (what is not for us is counted by reason and dropped), multicasts repair requests, and
-holds the catch-up conversation.  It knows no order and no state: those are ``trex_core.learner``'s
-and ``listener``'s.
+them totally (what is not for us is counted by reason and dropped), multicasts repair requests and
+reports, and holds the catch-up conversation.  It knows no order and no state: those are
+``trex_core.learner``'s and ``listener``'s.
+
+A listener needs no more of it than :class:`Network` says: :class:`Sockets` is the real one, and a
+recording can be played to a listener by another.
 
 :class:`Source` uses ``add_reader`` of the running asyncio loop and a drain loop.  Measured with
 600-byte datagrams, CPU per datagram, asyncio / uvloop: one at a time at 5,000/s 37 / 30 µs, with
@@ -23,7 +26,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Final, TypeAlias
+from typing import IO, Final, Protocol, TypeAlias
 
 import anyio
 import anyio.abc
@@ -38,6 +41,7 @@ from trex_core.messages import (
     CatchupEntries,
     CatchupMessage,
     CatchupRequest,
+    ListenerReport,
     RepairRequest,
     SnapshotChunk,
     SnapshotOffer,
@@ -73,6 +77,12 @@ ANSWER_DEADLINE_S: Final = 5.0
 """Longest wait for the whole answer to one catch-up request, in seconds."""
 SNAPSHOT_BYTES_MAX: Final = 1 << 32
 """Largest snapshot a listener downloads, in bytes."""
+NAME_BYTES_MAX: Final = 128
+"""Longest name of a listener, in bytes of UTF-8."""
+VERSION_CHARS_MAX: Final = 64
+"""Longest version a report may tell."""
+NUMBER_LIMIT: Final = 1 << 63
+"""Every number of a report is below it."""
 DROP_VARIABLE: Final = "TREX_TEST_DROP_PERCENT"
 SEED_VARIABLE: Final = "TREX_TEST_DROP_SEED"
 _READ_BYTES: Final = 1 << 18
@@ -121,6 +131,93 @@ def drop_share(share: float, seed: str) -> Keep:
     return lambda _data: draw() >= share
 
 
+# --- what a listener needs of a network -----------------------------------------------------
+
+Heard: TypeAlias = tuple[int, StreamMessage]
+"""(voter id of the sender, 0 for a listener's repair request or report; the message)"""
+CatchupAnswer: TypeAlias = CatchupEntries | SnapshotOffer | AskOther
+
+
+class Stream(Protocol):
+    """What is multicast, heard and said; used from one task: ``await wait(...)``, then ``take()``
+    until it has no more. What it yields is decoded and sane; nothing of it is trusted further."""
+
+    async def wait(self, until_s: float | None) -> None:
+        """Wait until there is something to take, :meth:`wake` was called, or the loop's clock
+        shows ``until_s``. Gives way to the loop once at least."""
+        ...
+
+    def take(self) -> Heard | None:
+        """The next message; None when there is none now."""
+        ...
+
+    def wake(self) -> None:
+        """End the current or the next :meth:`wait`."""
+        ...
+
+    def request(self, wanted: RepairRequest) -> None:
+        """Ask the group for a repair. Best effort; never raises."""
+        ...
+
+    def report(self, report: ListenerReport) -> None:
+        """Tell the group. Best effort; never raises. One's own reports are not taken."""
+        ...
+
+    def close(self) -> None:
+        """Neither hear nor say anything from now on. Again: does nothing."""
+        ...
+
+
+class Archives(Protocol):
+    """The voters' archives, asked one thing at a time. Errors are :class:`CatchupError`."""
+
+    async def entries(self, voter: int, first: int) -> CatchupAnswer:
+        """Ask ``voter`` for fixed entries from slot ``first``."""
+        ...
+
+    async def snapshot(self, offer: SnapshotOffer, voters: Sequence[int]) -> bytes:
+        """The offered snapshot, whole, from whichever of ``voters`` has it."""
+        ...
+
+    async def aclose(self) -> None:
+        """End the conversation."""
+        ...
+
+
+class Network(Protocol):
+    """Where a listener's bytes come from. Each method is called once, on the listener's loop;
+    ``counters`` are the listener's, to count in."""
+
+    def stream(self, counters: Counter[str]) -> Stream:
+        """Raises :class:`SourceError`."""
+        ...
+
+    def archives(self, counters: Counter[str]) -> Archives:
+        """The other half."""
+        ...
+
+
+class Sockets:
+    """The real network of ``cluster`` for listener ``name``; unfinished downloads lie in
+    ``directory`` (None: where temporary files do)."""
+
+    def __init__(
+        self, cluster: ClusterConfig, name: str, directory: Path | None, keep: Keep | None
+    ) -> None:
+        self._cluster = cluster
+        self._name = name
+        self._directory = directory
+        self._keep = keep
+
+    def stream(self, counters: Counter[str]) -> Source:
+        """Joins the group. Raises :class:`SourceError`."""
+        return Source(self._cluster, counters, keep=self._keep)
+
+    def archives(self, counters: Counter[str]) -> CatchupClient:
+        """Connects when asked something."""
+        return CatchupClient(self._cluster, self._name, counters, self._directory)
+
+
 # --- multicast ------------------------------------------------------------------------------
 
 
@@ -163,6 +260,27 @@ def _values_good(values: tuple[bytes, ...]) -> bool:
     return True
 
 
+def _report_sane(report: ListenerReport) -> bool:
+    numbers = (
+        report.instance,
+        report.applied,
+        report.stored + 1,
+        report.tip,
+        report.behind_ms,
+        report.gaps,
+        report.repairs,
+        report.catchups,
+        report.resets,
+        report.uptime_s,
+    )
+    return (
+        0 < len(report.name.encode()) <= NAME_BYTES_MAX
+        and len(report.version) <= VERSION_CHARS_MAX
+        and min(numbers) >= 0
+        and max(numbers) < NUMBER_LIMIT
+    )
+
+
 def _sane(message: StreamMessage) -> bool:
     """Whether the numbers and values of a decoded message can be worked with at all."""
     match message:
@@ -178,10 +296,8 @@ def _sane(message: StreamMessage) -> bool:
             return message.tip_slot >= 0 and len(message.tip_chain) == CHAIN_BYTES
         case RepairRequest():
             return 1 <= message.first <= message.last
-
-
-Heard: TypeAlias = tuple[int, StreamMessage]
-"""(voter id of the sender, 0 for a listener's repair request; the message)"""
+        case ListenerReport():
+            return _report_sane(message)
 
 
 class Source:
@@ -201,7 +317,7 @@ class Source:
         self._keep = keep
         self._reassembler = Reassembler()
         self._inbox: deque[tuple[bool, bytes]] = deque()
-        # The random incarnation marks our own repair requests, which the group sends back to us.
+        # The random incarnation marks what we say ourselves, which the group sends back to us.
         self._identity = Identity(self._cluster_id, incarnation=random.getrandbits(63) + 1)
         self._sent = 0
         self._waiter: asyncio.Future[None] | None = None
@@ -311,7 +427,8 @@ class Source:
         if body is None:
             return None
         message = decode_stream(body)
-        if isinstance(message, RepairRequest) is not is_repair or not _sane(message):
+        from_listener = isinstance(message, RepairRequest | ListenerReport)
+        if from_listener is not is_repair or not _sane(message):
             raise FrameError("body")
         return whole.sender, message
 
@@ -319,11 +436,18 @@ class Source:
 
     def request(self, wanted: RepairRequest) -> None:
         """Multicast a repair request. Best effort: what the network refuses is counted."""
+        self._say(wanted, "repairs_sent")
+
+    def report(self, report: ListenerReport) -> None:
+        """Multicast a report. Best effort: what the network refuses is counted."""
+        self._say(report, "reports_sent")
+
+    def _say(self, message: RepairRequest | ListenerReport, counter: str) -> None:
         self._sent += 1
-        data = frame(self._identity, Channel.STREAM, encode_body(wanted), counter=self._sent)
+        data = frame(self._identity, Channel.STREAM, encode_body(message), counter=self._sent)
         try:
             self._stream.sendto(data, self._repair_address)
-            self.counters["repairs_sent"] += 1
+            self.counters[counter] += 1
         except OSError:
             self.counters["send_errors"] += 1
 
@@ -375,7 +499,7 @@ class CatchupClient:
         await self._hang_up()
         self._drop_download()
 
-    async def entries(self, voter: int, first: int) -> CatchupEntries | SnapshotOffer | AskOther:
+    async def entries(self, voter: int, first: int) -> CatchupAnswer:
         """Ask ``voter`` for fixed entries from slot ``first``.
 
         Raises :class:`CatchupError` when it cannot be reached, is silent beyond the deadline, or
