@@ -1,0 +1,627 @@
+"""The tab Listeners: this module alone draws how the followers of the stream are doing.
+
+A table by lag for a few, a heat map of one character each for hundreds.  What is shown of each is
+what it last said of itself, directly or through a voter, and how long ago that was.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Final, TypeAlias
+
+import msgspec
+from rich.segment import Segment
+from rich.text import Text
+from textual import events, on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.geometry import Region, Size
+from textual.message import Message
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+from textual.widgets import Input, Static
+
+from dashboard.feed import Feed
+from dashboard.view import ListenerView, View
+from dashboard.widgets.pane import Pane, Subject
+from dashboard.widgets.rows import GUTTER, TONES, Cell, Column, RowTable, line_of
+from dashboard.words import age, count, plural
+
+Key: TypeAlias = tuple[str, int]
+"""A listener: (name, instance)."""
+
+MAP_LISTENERS: Final = 40
+"""From so many listeners on, the heat map is shown unless the operator chose."""
+SILENT_MS: Final = 15_000
+"""A listener not heard of for so long is silent, where few report."""
+SILENT_EACH_MS: Final = 150
+"""And so much longer for each listener known: reports share one rate, so each is rarer."""
+BEHIND_WARN_MS: Final = 1_000
+"""Behind for longer is worth a look."""
+BEHIND_BAD_MS: Final = 10_000
+"""Behind for longer does not mend itself by repair."""
+STARTING_S: Final = 10
+"""Not ready in its first seconds is starting, not behind."""
+STALE_SHARE: Final = 3
+"""What is older than the silent limit divided by this is shown as stale."""
+
+
+class Standing(msgspec.Struct, frozen=True, gc=False):
+    """How a listener is doing: ``rank`` ascends with severity, ``mark`` is its one character on
+    the map, ``stale`` says that what is known is old."""
+
+    rank: int
+    mark: str
+    sign: str
+    word: str
+    tone: str
+    stale: bool
+
+
+LEGEND: Final = (
+    ("·", "good", "at tip"),
+    ("◦", "muted", "starting"),
+    ("+", "note", "behind"),
+    ("#", "warn", "over 1 s"),
+    ("@", "bad", "over 10 s"),
+    ("×", "bad", "silent"),  # noqa: RUF001 - a sign, not a letter
+    ("-", "muted", "left"),
+)
+"""The characters of the map, the mildest first: (mark, tone, meaning)."""
+
+
+def silent_ms(known: int) -> int:
+    """After how many milliseconds without word one of ``known`` listeners counts as silent."""
+    return SILENT_MS + SILENT_EACH_MS * known
+
+
+def standing(listener: ListenerView, now_ms: int, limit_ms: int) -> Standing:
+    """How ``listener`` is doing at ``now_ms``; silent after ``limit_ms`` without word."""
+    report = listener.report
+    unheard_ms = now_ms - listener.heard_ms
+    stale = unheard_ms * STALE_SHARE > limit_ms
+    if report.leaving:
+        return Standing(0, "-", "-", "left", "muted", stale)
+    if unheard_ms > limit_ms:
+        return Standing(6, "×", "✗", f"silent {age(unheard_ms)}", "bad", True)  # noqa: RUF001
+    if not report.ready and report.uptime_s < STARTING_S:
+        return Standing(2, "◦", "◦", "starting", "muted", stale)
+    behind_ms = report.behind_ms
+    if behind_ms > BEHIND_BAD_MS:
+        return Standing(5, "@", "✗", f"behind {age(behind_ms)}", "bad", stale)
+    if behind_ms > BEHIND_WARN_MS:
+        return Standing(4, "#", "!", f"behind {age(behind_ms)}", "warn", stale)
+    if behind_ms > 0 or not report.ready:
+        return Standing(3, "+", "·", f"behind {age(behind_ms)}", "note", stale)
+    return Standing(1, "·", "✓", "at tip", "good", stale)
+
+
+def lag_slots(listener: ListenerView) -> int:
+    """How many slots it lacked when it said so."""
+    return max(0, listener.report.tip - listener.report.applied)
+
+
+COLUMNS: Final = (
+    Column("state", "state", 13),
+    Column("name", "name", 12, grows=18),
+    Column("lag", "lag", 7, right=True),
+    Column("applied", "applied", 9, rank=1, right=True, grows=4),
+    Column("heard", "heard", 9, right=True),
+    Column("repairs", "repairs", 8, rank=2, right=True),
+    Column("gaps", "gaps", 5, rank=5, right=True),
+    Column("catchups", "catch-ups", 9, rank=4, right=True),
+    Column("resets", "resets", 6, rank=6, right=True),
+    Column("version", "version", 8, rank=3, grows=8),
+    Column("uptime", "up for", 7, rank=7, right=True),
+    Column("stored", "stored", 9, rank=8, right=True, grows=4),
+)
+
+ORDERS: Final = ("lag", "name", "repairs", "version", "heard")
+"""What ``s`` goes through."""
+_ASCENDING: Final = ("name", "version")
+
+
+def ordered(
+    listeners: Mapping[Key, ListenerView],
+    standings: Mapping[Key, Standing],
+    order: str,
+    *,
+    reverse: bool = False,
+) -> list[Key]:
+    """The keys of ``standings``, by ``order``, one of ORDERS: the worst, the most or the longest
+    first, names and versions from A to Z; ``reverse`` turns it round."""
+
+    def rank(key: Key) -> tuple[Any, ...]:
+        listener = listeners[key]
+        report = listener.report
+        match order:
+            case "lag":
+                return (-standings[key].rank, -report.behind_ms, -lag_slots(listener), key)
+            case "repairs":
+                return (-report.repairs, key)
+            case "version":
+                return (report.version, key)
+            case "heard":
+                return (listener.heard_ms, key)
+            case _:
+                return key
+
+    return sorted(standings, key=rank, reverse=reverse)
+
+
+class HeatMap(ScrollView, can_focus=True):
+    """One character for each listener, by name, so that each keeps its place."""
+
+    COMPONENT_CLASSES: ClassVar[set[str]] = {
+        "rows--cursor",
+        "rows--cursor-blurred",
+        *(f"rows--{tone}" for tone in TONES if tone),
+    }
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("left", "move(-1, 0)", "Left", show=False),
+        Binding("right", "move(1, 0)", "Right", show=False),
+        Binding("up", "move(0, -1)", "Up", show=False),
+        Binding("down", "move(0, 1)", "Down", show=False),
+        Binding("home", "edge(0)", "First", show=False),
+        Binding("end", "edge(1)", "Last", show=False),
+    ]
+
+    class Moved(Message):
+        """The cursor is on another listener."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._keys: Sequence[Key] = ()
+        self._marks: tuple[tuple[str, str], ...] = ()
+        self._cursor = 0
+        self._across = 1
+        self._pitch = 1
+
+    def show(self, keys: Sequence[Key], standings: Mapping[Key, Standing]) -> None:
+        """Show ``keys``; only lines that changed are drawn."""
+        key = self.selected
+        marks = tuple((standings[each].mark, standings[each].tone) for each in keys)
+        before, self._marks = self._marks, marks
+        moved = keys != self._keys
+        self._keys = keys
+        if moved:
+            self._cursor = keys.index(key) if key in keys else 0
+            if self.selected != key:
+                self.post_message(self.Moved())
+        if self._lay_out() or len(before) != len(marks):
+            self.refresh()
+            return
+        across = self._across
+        for y in range(self.scroll_offset.y, self.scroll_offset.y + self.size.height):
+            part = slice(y * across, (y + 1) * across)
+            if before[part] != marks[part]:
+                self._redraw(y)
+
+    @property
+    def selected(self) -> Key | None:
+        """The listener under the cursor."""
+        return self._keys[self._cursor] if self._cursor < len(self._keys) else None
+
+    def select(self, key: Key) -> None:
+        """Put the cursor on ``key``, if it is there."""
+        if key in self._keys:
+            self._go(self._keys.index(key))
+
+    def _lay_out(self) -> bool:
+        width = max(1, self.size.width)
+        pitch = 2 if len(self._keys) * 2 <= width * max(1, self.size.height) else 1
+        across = max(1, width // pitch)
+        lines = -(-len(self._keys) // across)
+        if (across, pitch, lines) == (self._across, self._pitch, self.virtual_size.height):
+            return False
+        self._across, self._pitch = across, pitch
+        self.virtual_size = Size(0, lines)
+        return True
+
+    def _redraw(self, line: int) -> None:
+        y = line - self.scroll_offset.y
+        if 0 <= y < self.size.height:
+            self.refresh(Region(0, y, self.size.width, 1))
+
+    def _go(self, at: int) -> None:
+        if not 0 <= at < len(self._keys) or at == self._cursor:
+            return
+        self._redraw(self._cursor // self._across)
+        self._cursor = at
+        line = at // self._across
+        self._redraw(line)
+        top, height = self.scroll_offset.y, max(1, self.size.height)
+        if not top <= line < top + height:
+            self.scroll_to(y=line if line < top else line - height + 1, animate=False, force=True)
+        self.post_message(self.Moved())
+
+    def action_move(self, by: int, lines: int) -> None:
+        """Move the cursor by cells and lines."""
+        at = self._cursor + by + lines * self._across
+        self._go(min(at, len(self._keys) - 1) if lines > 0 else at)
+
+    def action_edge(self, end: int) -> None:
+        """Move the cursor to the first or the last listener."""
+        self._go(len(self._keys) - 1 if end else 0)
+
+    def on_click(self, event: events.Click) -> None:
+        """The cursor goes where was clicked."""
+        offset = event.get_content_offset(self)
+        if offset is not None:
+            line = offset.y + self.scroll_offset.y
+            self._go(line * self._across + min(self._across - 1, offset.x // self._pitch))
+
+    def on_resize(self) -> None:
+        """More or fewer fit into a line now."""
+        self._lay_out()
+        self.refresh()
+
+    def watch_has_focus(self, focused: bool) -> None:
+        """The cursor is bright where the keys go."""
+        super().watch_has_focus(focused)
+        self.refresh()
+
+    def render_line(self, y: int) -> Strip:
+        """One line of cells: runs of one tone, and the one under the cursor."""
+        width = self.size.width
+        base = self.rich_style
+        first = (y + self.scroll_offset.y) * self._across
+        marks = self._marks[first : first + self._across]
+        if not marks:
+            return Strip.blank(width, base)
+        gap = " " * (self._pitch - 1)
+        styles = {
+            tone: base + self.get_component_rich_style(f"rows--{tone}", partial=True)
+            for tone in {tone for _, tone in marks}
+        }
+        cursor = "rows--cursor" if self.has_focus else "rows--cursor-blurred"
+        segments: list[Segment] = []
+        run, running = "", ""
+        for at, (mark, tone) in enumerate(marks, first):
+            here = at == self._cursor
+            if run and (here or tone != running):
+                segments.append(Segment(run, styles[running]))
+                run = ""
+            if here:
+                segments.append(Segment(mark, self.get_component_rich_style(cursor)))
+                segments.append(Segment(gap, base))
+            else:
+                run, running = run + mark + gap, tone
+        if run:
+            segments.append(Segment(run, styles[running]))
+        return Strip(segments).adjust_cell_length(width, base)
+
+
+class ListenersPane(Pane):
+    """How every follower of the stream is doing."""
+
+    TITLE = "Listeners"
+    HELP = """\
+# Listeners
+
+A **listener** follows the stream of fixed slots. It never votes, and it can never slow a commit:
+what it misses, it repairs by itself. This tab shows what each one last said of itself.
+
+## Reading a row
+| | |
+|---|---|
+| `✓ at tip` | it has applied every slot that it knows to be fixed |
+| `· behind 80 ms` | something is missing since 80 ms: usually one lost datagram, being repaired |
+| `! behind 3.2 s` | over a second: it repairs much, or its machine is busy |
+| `✗ behind 12 s` | over ten seconds: repair does not help; look at its network and disk |
+| `✗ silent 48 s` | nothing was heard of it: it is stopped, or cut off |
+| `◦ starting` | in its first seconds, not yet ready |
+
+**lag** is how many slots it lacked when it last spoke; **heard** how long ago that was (`via 3`:
+voter 3 told it). Listeners share one small rate of reports, however many there are, so each speaks
+more seldom the more there are. What is old is written `~` and dimmed: it may no longer be so.
+
+## Its counters, since it started
+- **gaps**: how often a slot was missing when a later one came. A few are normal.
+- **repairs**: requests it multicast for missing slots; a voter or another listener multicasts the
+  answer once, for all. Rising everywhere: the network loses datagrams. At one only: that machine.
+- **catch-ups**: it was too far behind for repair, or cold, and fetched from an archive over TCP.
+- **resets**: it was so far behind that the log no longer reached back: it took a whole snapshot
+  and jumped. Its subscribers saw one `Reset` with the exact difference.
+- **stored**: the newest slot in its DuckDB; what SQL there can see.
+
+`≠` marks a version that most others do not run. `twice` marks one name used by two processes:
+give each listener its own name.
+
+## Keys
+`s` sort by the next column, `r` reverse, `/` only names that begin so (`escape`: all again),
+`m` map or table, `enter` or `e` explain the one selected. A click on a heading sorts by it.
+
+## The map
+One character for each listener, in order of name, so that each keeps its place:
+`·` at tip, `◦` starting, `+` behind, `#` over 1 s, `@` over 10 s, `×` silent, `-` left.
+"""  # noqa: RUF001
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("m", "map", "Map/table", tooltip="One character each, or a row each"),
+        Binding("s", "sort", "Sort", tooltip="Sort by the next column"),
+        Binding("r", "reverse", "Reverse", show=False, tooltip="Turn the order round"),
+        Binding("slash", "filter", "Filter", key_display="/", tooltip="Only names that begin so"),
+        Binding("escape", "unfilter", "All", show=False, tooltip="All names again"),
+    ]
+
+    def __init__(self, *, id: str | None = None) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self._table: Final[RowTable[Key]] = RowTable(COLUMNS)
+        self._map: Final = HeatMap()
+        self._filter: Final = Input(placeholder="names that begin with…", compact=True)
+        self._summary: Final = Static(classes="summary")
+        self._detail: Final = Static(classes="detail")
+        self._view = View()
+        self._standings: dict[Key, Standing] = {}
+        self._twice: frozenset[str] = frozenset()
+        self._version = ""
+        """What most run."""
+        self._order = "lag"
+        self._reverse = False
+        self._chosen: bool | None = None
+        """Whether the operator wants the map; None: by their number."""
+        self._mapped = False
+        self._told: dict[Static, str] = {}
+        self._seen: tuple[object, ...] = ()
+
+    def compose(self) -> ComposeResult:
+        """Summary, filter, table or map, details."""
+        yield self._summary
+        yield self._filter
+        yield self._table
+        yield self._map
+        yield self._detail
+
+    def on_mount(self) -> None:
+        """Begin with the table."""
+        self._filter.display = False
+        self._map.display = False
+
+    # --- what is shown
+
+    def show(self, view: View, feed: Feed) -> None:  # noqa: ARG002
+        """Draw ``view``; nothing is done in a second in which nothing was heard."""
+        seen = (view.listeners, view.voters, view.now_ms // 1000)
+        unchanged = (
+            len(self._seen) == len(seen)
+            and self._seen[0] is seen[0]
+            and self._seen[1] is seen[1]
+            and self._seen[2] == seen[2]
+        )
+        if unchanged:
+            return
+        self._seen = seen
+        self._view = view
+        self._draw()
+
+    def _draw(self) -> None:
+        view = self._view
+        limit_ms = silent_ms(len(view.listeners))
+        now_ms = view.now_ms
+        everyone = {
+            key: standing(listener, now_ms, limit_ms) for key, listener in view.listeners.items()
+        }
+        live = Counter(name for (name, _), each in everyone.items() if each.rank)
+        self._twice = frozenset(name for name, times in live.items() if times > 1)
+        versions = Counter(each.report.version for each in view.listeners.values())
+        self._version = max(versions, key=lambda each: (versions[each], each), default="")
+        prefix = self._filter.value
+        self._standings = (
+            {key: each for key, each in everyone.items() if key[0].startswith(prefix)}
+            if prefix
+            else everyone
+        )
+        self._tell_summary(everyone, versions)
+        mapped = len(everyone) > MAP_LISTENERS if self._chosen is None else self._chosen
+        if mapped != self._mapped:
+            self._swap(mapped=mapped)
+        if mapped:
+            self._map.show(sorted(self._standings), self._standings)
+        else:
+            order = ordered(view.listeners, self._standings, self._order, reverse=self._reverse)
+            descending = (self._order not in _ASCENDING) != self._reverse
+            self._table.show(order, self._cells, order=(self._order, descending))
+        self._tell_detail()
+
+    def _swap(self, *, mapped: bool) -> None:
+        selected = self._selected
+        focused = self._table.has_focus or self._map.has_focus
+        self._mapped = mapped
+        self._map.display = mapped
+        self._table.display = not mapped
+        if mapped:
+            self._map.show(sorted(self._standings), self._standings)
+            if selected is not None:
+                self._map.select(selected)
+        elif selected is not None:
+            order = ordered(self._view.listeners, self._standings, self._order)
+            self._table.show(order, self._cells)
+            self._table.select(selected)
+        if focused:
+            (self._map if mapped else self._table).focus()
+
+    @property
+    def _selected(self) -> Key | None:
+        return self._map.selected if self._mapped else self._table.selected
+
+    def _cells(self, key: Key) -> tuple[Cell, ...]:
+        listener = self._view.listeners.get(key)
+        how = self._standings.get(key)
+        if listener is None or how is None:
+            return tuple(("", "") for _ in COLUMNS)
+        report = listener.report
+        old = "muted" if how.stale else ""
+        name = f"{key[0]} (twice)" if key[0] in self._twice else key[0]
+        version = report.version if report.version == self._version else f"≠{report.version}"
+        state = f"{'~' if how.stale and how.rank < 6 else how.sign} {how.word}"
+        return (
+            (state, how.tone if not how.stale or how.rank == 6 else "muted"),
+            (name, "warn" if key[0] in self._twice else old),
+            (count(lag_slots(listener)), old or ("warn" if lag_slots(listener) else "")),
+            (count(report.applied), old),
+            (self._heard(listener), old),
+            (count(report.repairs), old),
+            (count(report.gaps), old),
+            (count(report.catchups), old),
+            (count(report.resets), old),
+            (version, "warn" if version.startswith("≠") else old),
+            (age(report.uptime_s * 1000), old),
+            ("-" if report.stored < 0 else count(report.stored), old),
+        )
+
+    def _heard(self, listener: ListenerView) -> str:
+        seconds = max(0, self._view.now_ms - listener.heard_ms) // 1000
+        return f"{age(seconds * 1000) if seconds else 'now'}{'' if listener.direct else ' via'}"
+
+    def _tell(self, where: Static, text: Text) -> None:
+        if self._told.get(where) != text.markup:
+            self._told[where] = text.markup
+            where.update(text)
+
+    def _tell_summary(self, everyone: Mapping[Key, Standing], versions: Mapping[str, int]) -> None:
+        view = self._view
+        text = Text(no_wrap=True, overflow="ellipsis")
+        behind = [key for key, each in everyone.items() if 3 <= each.rank <= 5]
+        silent = sum(each.rank == 6 for each in everyone.values())
+        if not everyone:
+            text.append("no listener was heard of yet", "bold")
+            text.append("  (each reports now and then; the first within seconds)")
+        else:
+            text.append(plural(len(everyone), "listener"), "bold")
+            at_tip = sum(each.rank == 1 for each in everyone.values())
+            text.append(f": {count(at_tip)} at tip, {count(len(behind))} behind, {silent} silent")
+            worst = max(everyone, key=lambda key: lag_slots(view.listeners[key]))
+            if lag_slots(view.listeners[worst]):
+                text.append(f"; largest lag {plural(lag_slots(view.listeners[worst]), 'slot')}")
+                text.append(f" ({line_of(worst[0])})")
+        self._told_by_voters(text, len(everyone))
+        text.append("\n")
+        if len(versions) > 1:
+            mixed = ", ".join(
+                f"{line_of(version) or '?'} ×{times}"  # noqa: RUF001
+                for version, times in sorted(versions.items(), key=lambda each: -each[1])[:4]
+            )
+            text.append(f"! mixed versions: {mixed}", "bold")
+        elif self._version:
+            text.append(f"all run {line_of(self._version)}")
+        if self._twice:
+            names = ", ".join(line_of(name) for name in sorted(self._twice)[:3])
+            text.append(f"   ! same name twice: {names}", "bold")
+        if self._filter.value:
+            shown = plural(len(self._standings), "name begins", "names begin")
+            text.append(f"   {shown} with {line_of(self._filter.value)!r}")
+        self._tell(self._summary, text)
+
+    def _told_by_voters(self, text: Text, here: int) -> None:
+        heard = [
+            (voter.heard_ms, voter.voter, voter.digest.listeners)
+            for voter in self._view.voters
+            if voter.digest is not None and voter.heard_ms is not None
+        ]
+        if not heard:
+            return
+        known = max(digest.known for _, _, digest in heard)
+        behind = max(digest.behind for _, _, digest in heard)
+        silent = max(digest.silent for _, _, digest in heard)
+        if known > here:
+            text.append(f"   heard {count(here)} of {count(known)} so far;")
+            text.append(f" voters say {behind} behind, {silent} silent")
+
+    def _tell_detail(self) -> None:
+        key = self._selected
+        listener = None if key is None else self._view.listeners.get(key)
+        how = None if key is None else self._standings.get(key)
+        text = Text()
+        if self._mapped:
+            for mark, _, meaning in LEGEND:
+                text.append(mark, "bold")
+                text.append(f" {meaning}  ")
+            text.append("\n")
+        if key is None or listener is None or how is None:
+            if self._view.listeners:
+                text.append("no name begins so: escape shows all again")
+            self._tell(self._detail, text)
+            return
+        report = listener.report
+        text.append(f"{GUTTER} {line_of(key[0])}", "bold")
+        told = "itself" if listener.direct else "through a voter"
+        heard = self._heard(listener).removesuffix(" via")
+        text.append(f"  {how.sign} {how.word}, heard {told} ")
+        text.append("just now" if heard == "now" else f"{heard} ago")
+        if how.stale:
+            text.append(" ~ stale")
+        text.append(f"\napplied {count(report.applied)} of {count(report.tip)}")
+        text.append(f" (lag {count(lag_slots(listener))}), stored ")
+        text.append("nothing" if report.stored < 0 else count(report.stored))
+        text.append(f"; {plural(report.gaps, 'gap')}, {plural(report.repairs, 'repair')}, ")
+        text.append(f"{plural(report.catchups, 'catch-up')}, {plural(report.resets, 'reset')}")
+        text.append(f"\nup for {age(report.uptime_s * 1000)}, version {line_of(report.version)}")
+        text.append(f", instance {key[1]:x}")
+        if key[0] in self._twice:
+            text.append("  ! another process uses this name too", "bold")
+        self._tell(self._detail, text)
+
+    # --- what is selected
+
+    def subject(self) -> Subject | None:
+        """The listener under the cursor."""
+        key = self._selected
+        return None if key is None else Subject("listener", key[0], key[1])
+
+    @on(RowTable.Moved)
+    @on(HeatMap.Moved)
+    def _moved(self) -> None:
+        self._tell_detail()
+
+    @on(RowTable.HeaderClicked)
+    def _header_clicked(self, event: RowTable.HeaderClicked) -> None:
+        name = "lag" if event.name == "state" else event.name
+        if name == self._order:
+            self._reverse = not self._reverse
+        elif name in ORDERS:
+            self._order, self._reverse = name, False
+        self._draw()
+
+    def action_map(self) -> None:
+        """Map instead of table, or back."""
+        self._chosen = not self._mapped
+        self._draw()
+
+    def action_sort(self) -> None:
+        """Sort by the next of ORDERS."""
+        self._order = ORDERS[(ORDERS.index(self._order) + 1) % len(ORDERS)]
+        self._reverse = False
+        self._draw()
+
+    def action_reverse(self) -> None:
+        """Turn the order round."""
+        self._reverse = not self._reverse
+        self._draw()
+
+    def action_filter(self) -> None:
+        """Ask for the beginning of names."""
+        self._filter.display = True
+        self._filter.focus()
+
+    def action_unfilter(self) -> None:
+        """All names again."""
+        self._filter.value = ""
+        self._filter.display = False
+        self._focus_list()
+        self._draw()
+
+    @on(Input.Changed)
+    def _filter_changed(self, event: Input.Changed) -> None:
+        event.stop()
+        self._draw()
+
+    @on(Input.Submitted)
+    def _filter_done(self, event: Input.Submitted) -> None:
+        event.stop()
+        self._filter.display = bool(self._filter.value)
+        self._focus_list()
+
+    def _focus_list(self) -> None:
+        (self._map if self._mapped else self._table).focus()
