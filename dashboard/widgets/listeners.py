@@ -24,8 +24,9 @@ from textual.widgets import Input, Static
 
 from dashboard.feed import Feed
 from dashboard.view import ListenerView, View
+from dashboard.widgets.lines import STYLES
 from dashboard.widgets.pane import Pane, Subject
-from dashboard.widgets.rows import GUTTER, TONES, Cell, Column, RowTable, line_of
+from dashboard.widgets.rows import GUTTER, Cell, Column, RowTable, cursor_style, line_of
 from dashboard.words import age, count, plural
 
 Key: TypeAlias = tuple[str, int]
@@ -60,13 +61,13 @@ class Standing(msgspec.Struct, frozen=True, gc=False):
 
 
 LEGEND: Final = (
-    ("·", "good", "at tip"),
-    ("◦", "muted", "starting"),
+    ("·", "ok", "at tip"),
+    ("◦", "dim", "starting"),
     ("+", "note", "behind"),
     ("#", "warn", "over 1 s"),
     ("@", "bad", "over 10 s"),
     ("×", "bad", "silent"),  # noqa: RUF001 - a sign, not a letter
-    ("-", "muted", "left"),
+    ("-", "dim", "left"),
 )
 """The characters of the map, the mildest first: (mark, tone, meaning)."""
 
@@ -82,11 +83,11 @@ def standing(listener: ListenerView, now_ms: int, limit_ms: int) -> Standing:
     unheard_ms = now_ms - listener.heard_ms
     stale = unheard_ms * STALE_SHARE > limit_ms
     if report.leaving:
-        return Standing(0, "-", "-", "left", "muted", stale)
+        return Standing(0, "-", "-", "left", "dim", stale)
     if unheard_ms > limit_ms:
         return Standing(6, "×", "✗", f"silent {age(unheard_ms)}", "bad", True)  # noqa: RUF001
     if not report.ready and report.uptime_s < STARTING_S:
-        return Standing(2, "◦", "◦", "starting", "muted", stale)
+        return Standing(2, "◦", "◦", "starting", "dim", stale)
     behind_ms = report.behind_ms
     if behind_ms > BEHIND_BAD_MS:
         return Standing(5, "@", "✗", f"behind {age(behind_ms)}", "bad", stale)
@@ -94,7 +95,7 @@ def standing(listener: ListenerView, now_ms: int, limit_ms: int) -> Standing:
         return Standing(4, "#", "!", f"behind {age(behind_ms)}", "warn", stale)
     if behind_ms > 0 or not report.ready:
         return Standing(3, "+", "·", f"behind {age(behind_ms)}", "note", stale)
-    return Standing(1, "·", "✓", "at tip", "good", stale)
+    return Standing(1, "·", "✓", "at tip", "ok", stale)
 
 
 def lag_slots(listener: ListenerView) -> int:
@@ -153,11 +154,7 @@ def ordered(
 class HeatMap(ScrollView, can_focus=True):
     """One character for each listener, by name, so that each keeps its place."""
 
-    COMPONENT_CLASSES: ClassVar[set[str]] = {
-        "rows--cursor",
-        "rows--cursor-blurred",
-        *(f"rows--{tone}" for tone in TONES if tone),
-    }
+    COMPONENT_CLASSES: ClassVar[set[str]] = {f"lines--{name}" for name in STYLES}
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("left", "move(-1, 0)", "Left", show=False),
         Binding("right", "move(1, 0)", "Right", show=False),
@@ -272,10 +269,9 @@ class HeatMap(ScrollView, can_focus=True):
             return Strip.blank(width, base)
         gap = " " * (self._pitch - 1)
         styles = {
-            tone: base + self.get_component_rich_style(f"rows--{tone}", partial=True)
+            tone: base + self.get_component_rich_style(f"lines--{tone}", partial=True)
             for tone in {tone for _, tone in marks}
         }
-        cursor = "rows--cursor" if self.has_focus else "rows--cursor-blurred"
         segments: list[Segment] = []
         run, running = "", ""
         for at, (mark, tone) in enumerate(marks, first):
@@ -284,7 +280,7 @@ class HeatMap(ScrollView, can_focus=True):
                 segments.append(Segment(run, styles[running]))
                 run = ""
             if here:
-                segments.append(Segment(mark, self.get_component_rich_style(cursor)))
+                segments.append(Segment(mark, cursor_style(self)))
                 segments.append(Segment(gap, base))
             else:
                 run, running = run + mark + gap, tone
@@ -452,12 +448,12 @@ One character for each listener, in order of name, so that each keeps its place:
         if listener is None or how is None:
             return tuple(("", "") for _ in COLUMNS)
         report = listener.report
-        old = "muted" if how.stale else ""
+        old = "dim" if how.stale else ""
         name = f"{key[0]} (twice)" if key[0] in self._twice else key[0]
         version = report.version if report.version == self._version else f"≠{report.version}"
         state = f"{'~' if how.stale and how.rank < 6 else how.sign} {how.word}"
         return (
-            (state, how.tone if not how.stale or how.rank == 6 else "muted"),
+            (state, how.tone if not how.stale or how.rank == 6 else "dim"),
             (name, "warn" if key[0] in self._twice else old),
             (count(lag_slots(listener)), old or ("warn" if lag_slots(listener) else "")),
             (count(report.applied), old),

@@ -20,14 +20,15 @@ from textual.geometry import Region, Size
 from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
+from textual.widget import Widget
 
 from dashboard.tables import visible
+from dashboard.widgets.lines import STYLES
 
 K = TypeVar("K", bound=Hashable)
 
 Cell: TypeAlias = tuple[str, str]
-"""(text, tone); see TONES."""
-TONES: Final = ("", "muted", "good", "note", "warn", "bad")
+"""(text, the name of a style of ``lines``)"""
 GUTTER: Final = "▸"
 """Before the row under the cursor."""
 GAP_COLUMNS: Final = 1
@@ -76,17 +77,16 @@ def arranged(columns: Sequence[Column], width: int) -> tuple[tuple[int, int], ..
     return tuple(widths)
 
 
+def cursor_style(widget: Widget) -> Style:
+    """Under the cursor: bright where the keys go. ``widget`` has the styles of ``lines``."""
+    return widget.get_component_rich_style("lines--cursor" if widget.has_focus else "lines--strong")
+
+
 class RowTable(ScrollView, Generic[K], can_focus=True):
     """A table of rows named by keys. The cursor stays on its key while rows are sorted anew; on
     the first row it stays on the first row."""
 
-    COMPONENT_CLASSES: ClassVar[set[str]] = {
-        "rows--header",
-        "rows--sorted",
-        "rows--cursor",
-        "rows--cursor-blurred",
-        *(f"rows--{tone}" for tone in TONES if tone),
-    }
+    COMPONENT_CLASSES: ClassVar[set[str]] = {f"lines--{name}" for name in STYLES}
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("up", "move(-1)", "Up", show=False),
         Binding("down", "move(1)", "Down", show=False),
@@ -274,9 +274,7 @@ class RowTable(ScrollView, Generic[K], can_focus=True):
             cells = self._lines[at] = self._cells(self._rows[at])
         here = at == self._cursor
         if here:
-            base = self.get_component_rich_style(
-                "rows--cursor" if self.has_focus else "rows--cursor-blurred"
-            )
+            base = cursor_style(self)
         segments = [Segment(GUTTER if here else " ", base)]
         for index, room in self._layout_columns:
             text, tone = cells[index]
@@ -288,11 +286,11 @@ class RowTable(ScrollView, Generic[K], can_focus=True):
     def _toned(self, base: Style, tone: str) -> Style:
         if not tone:
             return base
-        return base + self.get_component_rich_style(f"rows--{tone}", partial=True)
+        return base + self.get_component_rich_style(f"lines--{tone}", partial=True)
 
     def _heading(self, width: int) -> Strip:
-        plain = self.get_component_rich_style("rows--header")
-        marked = self.get_component_rich_style("rows--sorted")
+        plain = self.get_component_rich_style("lines--head")
+        marked = self.get_component_rich_style("lines--head", "lines--strong")
         segments = [Segment(" ", plain)]
         name, descending = self._sorted
         for index, room in self._layout_columns:
