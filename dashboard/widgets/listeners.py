@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Final, TypeAlias
 
 import msgspec
 from rich.segment import Segment
-from rich.text import Text
 from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -20,32 +19,27 @@ from textual.geometry import Region, Size
 from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
-from textual.widgets import Input, Static
+from textual.widgets import Input
 
 from dashboard.feed import Feed
 from dashboard.view import ListenerView, View
-from dashboard.widgets.lines import STYLES
+from dashboard.widgets.lines import STYLES, Line, Lines, Piece, cut, wrap
 from dashboard.widgets.pane import Pane, Subject
 from dashboard.widgets.rows import GUTTER, Cell, Column, RowTable, cursor_style, line_of
 from dashboard.words import age, count, plural
+from trex_core.roster import BEHIND_MS, SILENT_INTERVALS, mean_interval_ms
 
 Key: TypeAlias = tuple[str, int]
 """A listener: (name, instance)."""
 
 MAP_LISTENERS: Final = 40
 """From so many listeners on, the heat map is shown unless the operator chose."""
-SILENT_MS: Final = 15_000
-"""A listener not heard of for so long is silent, where few report."""
-SILENT_EACH_MS: Final = 150
-"""And so much longer for each listener known: reports share one rate, so each is rarer."""
-BEHIND_WARN_MS: Final = 1_000
-"""Behind for longer is worth a look."""
 BEHIND_BAD_MS: Final = 10_000
 """Behind for longer does not mend itself by repair."""
 STARTING_S: Final = 10
 """Not ready in its first seconds is starting, not behind."""
-STALE_SHARE: Final = 3
-"""What is older than the silent limit divided by this is shown as stale."""
+STALE_INTERVALS: Final = 2
+"""What is older than so many mean times between two reports is shown as stale."""
 
 
 class Standing(msgspec.Struct, frozen=True, gc=False):
@@ -64,7 +58,7 @@ LEGEND: Final = (
     ("·", "ok", "at tip"),
     ("◦", "dim", "starting"),
     ("+", "note", "behind"),
-    ("#", "warn", "over 1 s"),
+    ("#", "warn", "over 3 s"),
     ("@", "bad", "over 10 s"),
     ("×", "bad", "silent"),  # noqa: RUF001 - a sign, not a letter
     ("-", "dim", "left"),
@@ -74,14 +68,14 @@ LEGEND: Final = (
 
 def silent_ms(known: int) -> int:
     """After how many milliseconds without word one of ``known`` listeners counts as silent."""
-    return SILENT_MS + SILENT_EACH_MS * known
+    return SILENT_INTERVALS * mean_interval_ms(known)
 
 
 def standing(listener: ListenerView, now_ms: int, limit_ms: int) -> Standing:
     """How ``listener`` is doing at ``now_ms``; silent after ``limit_ms`` without word."""
     report = listener.report
     unheard_ms = now_ms - listener.heard_ms
-    stale = unheard_ms * STALE_SHARE > limit_ms
+    stale = unheard_ms * SILENT_INTERVALS > limit_ms * STALE_INTERVALS
     if report.leaving:
         return Standing(0, "-", "-", "left", "dim", stale)
     if unheard_ms > limit_ms:
@@ -91,7 +85,7 @@ def standing(listener: ListenerView, now_ms: int, limit_ms: int) -> Standing:
     behind_ms = report.behind_ms
     if behind_ms > BEHIND_BAD_MS:
         return Standing(5, "@", "✗", f"behind {age(behind_ms)}", "bad", stale)
-    if behind_ms > BEHIND_WARN_MS:
+    if behind_ms >= BEHIND_MS:
         return Standing(4, "#", "!", f"behind {age(behind_ms)}", "warn", stale)
     if behind_ms > 0 or not report.ready:
         return Standing(3, "+", "·", f"behind {age(behind_ms)}", "note", stale)
@@ -104,7 +98,7 @@ def lag_slots(listener: ListenerView) -> int:
 
 
 COLUMNS: Final = (
-    Column("state", "state", 13),
+    Column("state", "state", 15),
     Column("name", "name", 12, grows=18),
     Column("lag", "lag", 7, right=True),
     Column("applied", "applied", 9, rank=1, right=True, grows=4),
@@ -119,7 +113,7 @@ COLUMNS: Final = (
 )
 
 ORDERS: Final = ("lag", "name", "repairs", "version", "heard")
-"""What ``s`` goes through."""
+"""What ``o`` goes through."""
 _ASCENDING: Final = ("name", "version")
 
 
@@ -304,13 +298,13 @@ what it misses, it repairs by itself. This tab shows what each one last said of 
 |---|---|
 | `✓ at tip` | it has applied every slot that it knows to be fixed |
 | `· behind 80 ms` | something is missing since 80 ms: usually one lost datagram, being repaired |
-| `! behind 3.2 s` | over a second: it repairs much, or its machine is busy |
+| `! behind 3.2 s` | over three seconds: it repairs much, or its machine is busy |
 | `✗ behind 12 s` | over ten seconds: repair does not help; look at its network and disk |
 | `✗ silent 48 s` | nothing was heard of it: it is stopped, or cut off |
 | `◦ starting` | in its first seconds, not yet ready |
 
-**lag** is how many slots it lacked when it last spoke; **heard** how long ago that was (`via 3`:
-voter 3 told it). Listeners share one small rate of reports, however many there are, so each speaks
+**lag** is how many slots it lacked when it last spoke; **heard** how long ago that was (`via`:
+a voter told it). Listeners share one small rate of reports, however many there are, so each speaks
 more seldom the more there are. What is old is written `~` and dimmed: it may no longer be so.
 
 ## Its counters, since it started
@@ -326,17 +320,17 @@ more seldom the more there are. What is old is written `~` and dimmed: it may no
 give each listener its own name.
 
 ## Keys
-`s` sort by the next column, `r` reverse, `/` only names that begin so (`escape`: all again),
+`o` sort by the next column, `r` reverse, `/` only names that begin so (`escape`: all again),
 `m` map or table, `enter` or `e` explain the one selected. A click on a heading sorts by it.
 
 ## The map
 One character for each listener, in order of name, so that each keeps its place:
-`·` at tip, `◦` starting, `+` behind, `#` over 1 s, `@` over 10 s, `×` silent, `-` left.
+`·` at tip, `◦` starting, `+` behind, `#` over 3 s, `@` over 10 s, `×` silent, `-` left.
 """  # noqa: RUF001
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("m", "map", "Map/table", tooltip="One character each, or a row each"),
-        Binding("s", "sort", "Sort", tooltip="Sort by the next column"),
+        Binding("o", "sort", "Order", tooltip="Sort by the next column"),
         Binding("r", "reverse", "Reverse", show=False, tooltip="Turn the order round"),
         Binding("slash", "filter", "Filter", key_display="/", tooltip="Only names that begin so"),
         Binding("escape", "unfilter", "All", show=False, tooltip="All names again"),
@@ -347,8 +341,8 @@ One character for each listener, in order of name, so that each keeps its place:
         self._table: Final[RowTable[Key]] = RowTable(COLUMNS)
         self._map: Final = HeatMap()
         self._filter: Final = Input(placeholder="names that begin with…", compact=True)
-        self._summary: Final = Static(classes="summary")
-        self._detail: Final = Static(classes="detail")
+        self._summary: Final = Lines(classes="summary")
+        self._detail: Final = Lines(classes="detail")
         self._view = View()
         self._standings: dict[Key, Standing] = {}
         self._twice: frozenset[str] = frozenset()
@@ -359,7 +353,6 @@ One character for each listener, in order of name, so that each keeps its place:
         self._chosen: bool | None = None
         """Whether the operator wants the map; None: by their number."""
         self._mapped = False
-        self._told: dict[Static, str] = {}
         self._seen: tuple[object, ...] = ()
 
     def compose(self) -> ComposeResult:
@@ -469,95 +462,95 @@ One character for each listener, in order of name, so that each keeps its place:
 
     def _heard(self, listener: ListenerView) -> str:
         seconds = max(0, self._view.now_ms - listener.heard_ms) // 1000
-        return f"{age(seconds * 1000) if seconds else 'now'}{'' if listener.direct else ' via'}"
-
-    def _tell(self, where: Static, text: Text) -> None:
-        if self._told.get(where) != text.markup:
-            self._told[where] = text.markup
-            where.update(text)
+        told = "now" if not seconds else f"{seconds} s" if seconds < 120 else age(seconds * 1000)
+        return told if listener.direct else f"{told} via"
 
     def _tell_summary(self, everyone: Mapping[Key, Standing], versions: Mapping[str, int]) -> None:
-        view = self._view
-        text = Text(no_wrap=True, overflow="ellipsis")
-        behind = [key for key, each in everyone.items() if 3 <= each.rank <= 5]
-        silent = sum(each.rank == 6 for each in everyone.values())
-        if not everyone:
-            text.append("no listener was heard of yet", "bold")
-            text.append("  (each reports now and then; the first within seconds)")
-        else:
-            text.append(plural(len(everyone), "listener"), "bold")
-            at_tip = sum(each.rank == 1 for each in everyone.values())
-            text.append(f": {count(at_tip)} at tip, {count(len(behind))} behind, {silent} silent")
-            worst = max(everyone, key=lambda key: lag_slots(view.listeners[key]))
-            if lag_slots(view.listeners[worst]):
-                text.append(f"; largest lag {plural(lag_slots(view.listeners[worst]), 'slot')}")
-                text.append(f" ({line_of(worst[0])})")
-        self._told_by_voters(text, len(everyone))
-        text.append("\n")
-        if len(versions) > 1:
-            mixed = ", ".join(
-                f"{line_of(version) or '?'} ×{times}"  # noqa: RUF001
-                for version, times in sorted(versions.items(), key=lambda each: -each[1])[:4]
+        width = max(20, self.size.width)
+        self._summary.put(
+            (
+                ((cut(self._counts(everyone), width), "strong"),),
+                ((cut(self._oddities(versions), width), ""),),
             )
-            text.append(f"! mixed versions: {mixed}", "bold")
+        )
+
+    def _counts(self, everyone: Mapping[Key, Standing]) -> str:
+        if not everyone:
+            return "no listener was heard of yet" + self._told_by_voters(0)
+        ranks = Counter(each.rank for each in everyone.values())
+        text = f"{plural(len(everyone), 'listener')}: {count(ranks[1])} at tip"
+        text += f", {count(ranks[3] + ranks[4] + ranks[5])} behind"
+        if ranks[4] + ranks[5]:
+            text += f" ({count(ranks[4] + ranks[5])} over {BEHIND_MS // 1000} s)"
+        text += f", {count(ranks[6])} silent"
+        if ranks[2]:
+            text += f", {count(ranks[2])} starting"
+        text += self._told_by_voters(len(everyone))
+        listeners = self._view.listeners
+        worst = max(everyone, key=lambda key: lag_slots(listeners[key]))
+        if lag_slots(listeners[worst]):
+            lag = plural(lag_slots(listeners[worst]), "slot")
+            text += f"; largest lag {lag}, {line_of(worst[0])}"
+        return text
+
+    def _told_by_voters(self, here: int) -> str:
+        """What voters know beyond what was heard here: their digests show a few at a time."""
+        told = [voter.digest.listeners for voter in self._view.voters if voter.digest is not None]
+        known = max((digest.known for digest in told), default=0)
+        if known <= here:
+            return ""
+        behind = max(digest.behind for digest in told)
+        silent = max(digest.silent for digest in told)
+        return f"; voters know {count(known)}, {count(behind)} behind, {count(silent)} silent"
+
+    def _oddities(self, versions: Mapping[str, int]) -> str:
+        words = []
+        if len(versions) > 1:
+            most = sorted(versions, key=lambda each: (-versions[each], each))[:4]
+            mixed = ", ".join(f"{line_of(each) or '?'}: {versions[each]}" for each in most)
+            words.append(f"! mixed versions: {mixed}")
         elif self._version:
-            text.append(f"all run {line_of(self._version)}")
+            words.append(f"all run {line_of(self._version)}")
         if self._twice:
             names = ", ".join(line_of(name) for name in sorted(self._twice)[:3])
-            text.append(f"   ! same name twice: {names}", "bold")
+            words.append(f"! same name twice: {names}")
         if self._filter.value:
             shown = plural(len(self._standings), "name begins", "names begin")
-            text.append(f"   {shown} with {line_of(self._filter.value)!r}")
-        self._tell(self._summary, text)
-
-    def _told_by_voters(self, text: Text, here: int) -> None:
-        heard = [
-            (voter.heard_ms, voter.voter, voter.digest.listeners)
-            for voter in self._view.voters
-            if voter.digest is not None and voter.heard_ms is not None
-        ]
-        if not heard:
-            return
-        known = max(digest.known for _, _, digest in heard)
-        behind = max(digest.behind for _, _, digest in heard)
-        silent = max(digest.silent for _, _, digest in heard)
-        if known > here:
-            text.append(f"   heard {count(here)} of {count(known)} so far;")
-            text.append(f" voters say {behind} behind, {silent} silent")
+            words.append(f"{shown} with {line_of(self._filter.value)!r}")
+        return "   ".join(words)
 
     def _tell_detail(self) -> None:
+        width = max(20, self.size.width)
+        lines: list[Line] = []
+        if self._mapped:
+            line: list[Piece] = []
+            for mark, tone, meaning in LEGEND:
+                line += [(mark, tone), (f" {meaning}  ", "")]
+            lines.append(tuple(line))
         key = self._selected
         listener = None if key is None else self._view.listeners.get(key)
         how = None if key is None else self._standings.get(key)
-        text = Text()
-        if self._mapped:
-            for mark, _, meaning in LEGEND:
-                text.append(mark, "bold")
-                text.append(f" {meaning}  ")
-            text.append("\n")
         if key is None or listener is None or how is None:
             if self._view.listeners:
-                text.append("no name begins so: escape shows all again")
-            self._tell(self._detail, text)
-            return
-        report = listener.report
-        text.append(f"{GUTTER} {line_of(key[0])}", "bold")
-        told = "itself" if listener.direct else "through a voter"
+                lines.append((("no name begins so: escape shows all again", "dim"),))
+        else:
+            lines.append(self._headline(key, listener, how))
+            words = _numbers(key, listener)
+            if key[0] in self._twice:
+                words += "; ! another process uses this name too"
+            lines += [((text, ""),) for text in wrap(words, width, 3)]
+        self._detail.put(lines)
+
+    def _headline(self, key: Key, listener: ListenerView, how: Standing) -> Line:
         heard = self._heard(listener).removesuffix(" via")
-        text.append(f"  {how.sign} {how.word}, heard {told} ")
-        text.append("just now" if heard == "now" else f"{heard} ago")
-        if how.stale:
-            text.append(" ~ stale")
-        text.append(f"\napplied {count(report.applied)} of {count(report.tip)}")
-        text.append(f" (lag {count(lag_slots(listener))}), stored ")
-        text.append("nothing" if report.stored < 0 else count(report.stored))
-        text.append(f"; {plural(report.gaps, 'gap')}, {plural(report.repairs, 'repair')}, ")
-        text.append(f"{plural(report.catchups, 'catch-up')}, {plural(report.resets, 'reset')}")
-        text.append(f"\nup for {age(report.uptime_s * 1000)}, version {line_of(report.version)}")
-        text.append(f", instance {key[1]:x}")
-        if key[0] in self._twice:
-            text.append("  ! another process uses this name too", "bold")
-        self._tell(self._detail, text)
+        words = "heard itself" if listener.direct else "heard through a voter"
+        words += " just now" if heard == "now" else f" {heard} ago"
+        name = cut(line_of(key[0]), max(20, self.size.width) // 2)
+        return (
+            (f"{GUTTER} {name}", "strong"),
+            (f"  {how.sign} {how.word}", how.tone),
+            (f", {words}{', stale' if how.stale else ''}", ""),
+        )
 
     # --- what is selected
 
@@ -621,3 +614,15 @@ One character for each listener, in order of name, so that each keeps its place:
 
     def _focus_list(self) -> None:
         (self._map if self._mapped else self._table).focus()
+
+
+def _numbers(key: Key, listener: ListenerView) -> str:
+    report = listener.report
+    stored = "no store" if report.stored < 0 else f"stored {count(report.stored)}"
+    return (
+        f"applied {count(report.applied)} of {count(report.tip)}, {stored}; "
+        f"{plural(report.gaps, 'gap')}, {plural(report.repairs, 'repair')}, "
+        f"{plural(report.catchups, 'catch-up')}, {plural(report.resets, 'reset')} in "
+        f"{age(report.uptime_s * 1000)}; version {line_of(report.version) or '?'}, "
+        f"instance {key[1]:x}"
+    )

@@ -36,3 +36,7 @@ class Pane(Widget):
     def subject(self) -> Subject | None:
         """What is selected here, for Explain; None: the verdict."""
         return None
+
+    def explain(self, subject: Subject, view: View, feed: Feed) -> str | None:  # noqa: ARG002
+        """What this tab itself knows of ``subject``, as Markdown; None: what ``advice`` says."""
+        return None

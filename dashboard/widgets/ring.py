@@ -135,7 +135,7 @@ def groups(placement: Placement, letters: Letters) -> tuple[Group, ...]:
             Group(letters.of(name), letters.colour(name), name, holdings[name].owned)
             for name in each
         )
-    by_zone = 1 < len(zones)
+    by_zone = len(zones) > 1
     sizes = zones if by_zone else {name: held.owned for name, held in holdings.items()}
     largest = sorted(sizes, key=lambda name: (-sizes[name], name))[:GROUPS_MAX]
     found = [Group(LETTERS[at], colour(at), name, sizes[name]) for at, name in enumerate(largest)]
@@ -292,15 +292,16 @@ class RingPicture(Widget):
         self._placement = NOWHERE
         self._selected: str | None = None
         self._lines: tuple[tuple[Painted, ...], ...] = ()
+        self._painted: Placement | None = None
         self._drawn: tuple[object, ...] = ()
 
     def show(self, placement: Placement, selected: str | None) -> None:
-        """Show ``placement``; mark what ``selected`` holds. Only lines that changed are drawn."""
-        if placement is not self._placement:
-            self._placement = placement
-            self.letters.give(placement.holdings)
+        """Show ``placement``, whose members were given letters; mark what ``selected`` holds. Only
+        lines that changed are drawn."""
+        self._placement = placement
         self._selected = selected
-        before, _ = self._lines, self._paint()
+        before = self._lines
+        self._paint()
         if len(before) != len(self._lines):
             self.refresh()
             return
@@ -309,9 +310,9 @@ class RingPicture(Widget):
                 self.refresh(Region(0, y, self.size.width, 1))
 
     def _paint(self) -> None:
-        drawn = (id(self._placement), self._selected, self.size)
-        if drawn != self._drawn:
-            self._drawn = drawn
+        drawn = (self._selected, self.size)
+        if self._painted is not self._placement or drawn != self._drawn:
+            self._painted, self._drawn = self._placement, drawn
             self._lines = paint(
                 self._placement, self.letters, self._selected, self.size.width, self.size.height
             )
