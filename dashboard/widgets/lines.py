@@ -21,6 +21,8 @@ Piece: TypeAlias = tuple[str, str]
 Line: TypeAlias = tuple[Piece, ...]
 Picture: TypeAlias = tuple[Line, ...]
 
+OWNERS: Final = 8
+"""So many colours of owners there are, told apart by everybody."""
 STYLES: Final = (
     "ok",
     "note",
@@ -38,6 +40,7 @@ STYLES: Final = (
     "down",
     "chart",
     "cursor",
+    *(f"owner-{at}" for at in range(OWNERS)),
 )
 """The names of styles; ``trex.tcss`` says what they look like, by level, by role and by use."""
 

@@ -23,7 +23,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from dashboard.placement import NOWHERE, SPACE, Placement, share
-from dashboard.widgets.lines import STYLES, cut
+from dashboard.widgets.lines import OWNERS, STYLES, cut
 from dashboard.widgets.rows import line_of
 from dashboard.words import count, plural
 
@@ -32,8 +32,6 @@ LETTERS: Final = string.ascii_uppercase + string.ascii_lowercase
 NO_LETTER: Final = "·"
 OTHERS: Final = "…"
 """The letter of all that have no own arc."""
-COLOURS: Final = 8
-"""So many colours, told apart also by people who see two primaries; letters tell the rest."""
 CROWDED: Final = 2
 """With more ranges than so many for each cell of the band, shares are drawn instead."""
 GROUPS_MAX: Final = 12
@@ -106,7 +104,7 @@ class Letters:
 
 def colour(index: int) -> str:
     """The style of the so-manieth owner."""
-    return f"owner-{index % COLOURS}"
+    return f"owner-{index % OWNERS}"
 
 
 class Group(msgspec.Struct, frozen=True):
@@ -209,7 +207,7 @@ def _words(placement: Placement, shares: int) -> list[str]:
         plural(ring.members, "member"),
         plural(named, "zone") if named else "no zones",
         plural(ring.tokens, "token"),
-        f"{min(ring.settings.replication_factor, ring.members)} copies",
+        plural(min(ring.settings.replication_factor, ring.members), "copy", "copies"),
     ]
     return [*words, "", "shares"] if shares else words
 
@@ -274,10 +272,7 @@ def legend(
 class RingPicture(Widget):
     """The picture, as large as its room. A click on the band selects an owner."""
 
-    COMPONENT_CLASSES: ClassVar[set[str]] = {
-        *(f"lines--{name}" for name in STYLES),
-        *(f"lines--owner-{at}" for at in range(COLOURS)),
-    }
+    COMPONENT_CLASSES: ClassVar[set[str]] = {f"lines--{name}" for name in STYLES}
 
     class Picked(Message):
         """The arc of ``member`` was clicked."""
