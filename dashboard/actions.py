@@ -37,6 +37,19 @@ Act: TypeAlias = Callable[[ClusterConfig, Action], Awaitable[str]]
 """Performs an action and says how it ended; raises TrexError, ConfigError or OSError."""
 
 
+def title(action: Action) -> str:
+    """What it is, in few words."""
+    match action:
+        case HandOver(to=0):
+            return "handing over leadership"
+        case HandOver(to=to):
+            return f"handing leadership to voter {to}"
+        case TakeSnapshot(voters=(voter,)):
+            return f"a snapshot of voter {voter}"
+        case TakeSnapshot():
+            return "snapshots of all voters"
+
+
 async def perform(cluster: ClusterConfig, action: Action) -> str:
     """Do it, over the voters' client ports. Raises TrexError, OSError."""
     match action:

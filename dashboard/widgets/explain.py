@@ -25,7 +25,7 @@ NEW_WORDS_S: Final = 1.0
 
 
 def explain(view: View, subject: Subject | None) -> str:
-    """What ``subject`` is doing, what it means and what to do, as Markdown; of None: the cluster."""
+    """What ``subject`` does, what it means and what to do, as Markdown; of None: the cluster."""
     if subject is None or subject.kind == "verdict":
         return _explain_all(view)
     name = subject.name
@@ -52,7 +52,9 @@ def _explain_all(view: View) -> str:
     verdict = advice.verdict(view)
     parts = [f"# {advice.SIGNS[verdict.level]} {verdict.state}", plain(verdict.words)]
     for finding in advice.findings(view):
-        words = f"**{advice.SIGNS[finding.level]} {plain(finding.subject)}**: {plain(finding.words)}"
+        words = (
+            f"**{advice.SIGNS[finding.level]} {plain(finding.subject)}**: {plain(finding.words)}"
+        )
         parts.append(f"{words}\n\n→ {plain(finding.advice)}" if finding.advice else words)
     return "\n\n".join(parts)
 

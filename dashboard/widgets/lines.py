@@ -13,7 +13,7 @@ from typing import ClassVar, Final, TypeAlias
 from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
 from rich.style import Style
-from textual.geometry import Region
+from textual.geometry import Region, Size
 from textual.strip import Strip
 from textual.widget import Widget
 
@@ -111,8 +111,9 @@ class Lines(Widget):
         """The picture without its styles."""
         return "\n".join("".join(words for words, _ in line) for line in self._picture)
 
-    def get_content_height(self, container: object, viewport: object, width: int) -> int:
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
         """As many lines as the picture has, where the height is left to the widget."""
+        del container, viewport, width
         return max(1, len(self._picture))
 
     def render_line(self, y: int) -> Strip:

@@ -1,0 +1,112 @@
+"""What stands above every tab: this module alone draws the verdict, the tabs and the age of it all.
+
+The verdict is never cut: it takes a second and a third line where the words are long.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from textual import events
+from textual.message import Message
+
+from dashboard.advice import SIGNS, Level, Verdict
+from dashboard.widgets.lines import Line, Lines, Picture, Piece, cut, spread, width_of, wrap
+from dashboard.words import age
+
+LINES_MAX: Final = 3
+"""Most lines of a verdict."""
+NOW_MS: Final = 1_500
+"""What is younger is called live: voters other than the leader speak each 900 ms."""
+
+
+def verdict_picture(verdict: Verdict, width: int) -> Picture:
+    """Sign and words, in as many lines as they need."""
+    return told_picture(verdict.level, verdict.words, width)
+
+
+def told_picture(level: Level, words: str, width: int) -> Picture:
+    """``words`` behind the sign of ``level``, wrapped."""
+    first, *rest = wrap(words, width - 3, LINES_MAX)
+    return (
+        ((f" {SIGNS[level]} ", level), (first, level)),
+        *(((f"   {line}", level),) for line in rest),
+    )
+
+
+def age_line(
+    cluster: str, age_ms: int | None, *, stale: bool, replay: str = "", paused: bool = False
+) -> Line:
+    """The cluster's name, and how old what is shown is: "live", "2 s old" or "STALE 8 s"."""
+    pieces: list[Piece] = [(cut(cluster, 24), "strong"), ("  ", "")]
+    if replay:
+        pieces += [(replay, "warn" if paused else "key"), ("  ", "")]
+    if age_ms is None:
+        pieces.append(("nothing heard yet", "warn"))
+    elif stale:
+        pieces.append((f"STALE {age(age_ms)}", "bad"))
+    elif age_ms < NOW_MS:
+        pieces.append(("as it was" if replay else "live", "dim"))
+    else:
+        pieces.append((f"{age_ms // 1000} s old", "warn"))
+    pieces.append((" ", ""))
+    return tuple(pieces)
+
+
+def replay_words(name: str, progress: tuple[int, int], speed: float) -> str:
+    """ "REPLAY file 00:12/00:31 ×2", or "paused"."""
+    played, whole = (f"{ms // 60_000:02}:{ms // 1000 % 60:02}" for ms in progress)
+    rate = "paused" if speed <= 0 else f"×{speed:g}"
+    return f"REPLAY {cut(name, 24)} {played}/{whole} {rate}"
+
+
+class Top(Lines):
+    """The verdict."""
+
+
+class Trouble(Lines):
+    """What is wrong with the feed itself; hidden while nothing is."""
+
+
+class Tabs(Lines):
+    """One line: the tabs at the left, whose and how old it all is at the right."""
+
+    class Chosen(Message):
+        """The operator clicked on tab ``at``."""
+
+        def __init__(self, at: int) -> None:
+            super().__init__()
+            self.at: Final = at
+
+    def __init__(self, titles: tuple[str, ...], *, id: str) -> None:  # noqa: A002
+        super().__init__(id=id)
+        self._titles = titles
+        self.active = 0
+        self._right: Line = ()
+
+    def show(self, right: Line) -> None:
+        """Draw the tabs with ``right`` beside them."""
+        self._right = right
+        labels: list[Piece] = []
+        for at, title in enumerate(self._titles):
+            labels.append((f" {at + 1} {title} ", "tab" if at == self.active else ""))
+        tabs = tuple(labels)
+        width = self.size.width
+        if width_of(tabs) + width_of(right) >= width:
+            tabs = tuple(
+                each if at == self.active else (f" {at + 1} ", "") for at, each in enumerate(labels)
+            )
+        self.put((spread(tabs, right, width) if width else tabs,))
+
+    def on_resize(self) -> None:
+        """The right side belongs to the right."""
+        self.show(self._right)
+
+    def on_click(self, event: events.Click) -> None:
+        """A tab is chosen."""
+        left = 0
+        for at, (words, _) in enumerate(self.picture[0][: len(self._titles)]):
+            if left <= event.x < left + len(words):
+                self.post_message(self.Chosen(at))
+                return
+            left += len(words)
