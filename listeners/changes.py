@@ -168,7 +168,7 @@ class Subscription:
 
     async def __anext__(self) -> Delivery:
         while True:
-            delivery = self._next()
+            delivery = self.take()
             if delivery is not None:
                 # A subscriber with much to read must not keep the loop to itself.
                 self._steps += 1
@@ -182,8 +182,9 @@ class Subscription:
                 raise StopAsyncIteration
             await window.moved()
 
-    def _next(self) -> Delivery | None:
-        """The next delivery that is there already."""
+    def take(self) -> Delivery | None:
+        """The next delivery that is there already, without waiting; None when there is none now.
+        For who looks now and then instead of being woken at each slot."""
         window = self._window
         if self._first is not None:
             first, self._first = self._first, None
