@@ -9,7 +9,7 @@ Message tree::
     PeerMessage      voter  -> voter      UDP, TCP when larger than PEER_DATAGRAMS_MAX datagrams
     StreamMessage    voter  -> listeners  multicast
     RepairRequest    listener -> voters   multicast
-    ListenerReport   listener -> all      multicast, at a total rate that their number does not raise
+    ListenerReport   listener -> all      multicast; more listeners are not more reports a second
     CatchupMessage   anybody <-> archive  TCP
     ClientRequest    client -> voter      TCP
     ClientReply      voter  -> client     TCP
@@ -141,6 +141,13 @@ def decode_value(data: bytes) -> Value:
 def value_kind(data: bytes) -> int:
     """Kind of an encoded value without decoding it (array header, then a small integer)."""
     return data[1]
+
+
+def message_tag(body: bytes) -> int:
+    """Tag of an encoded message without decoding it (its first 4 bytes are enough): an array
+    header of one or three bytes, then a small integer. -1 if it is none."""
+    at = 3 if body[:1] == b"\xdc" else 1
+    return body[at] if len(body) > at and body[at] < 0x80 else -1
 
 
 class Pairs(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -325,10 +332,16 @@ class StreamRun(msgspec.Struct, frozen=True, array_like=True, tag=40, gc=False):
     repair: bool = False
 
 
-class ListenerReport(msgspec.Struct, frozen=True, array_like=True, tag=43, gc=False):
+LISTENER_REPORT_TAG: Final = 43
+
+
+class ListenerReport(
+    msgspec.Struct, frozen=True, array_like=True, tag=LISTENER_REPORT_TAG, gc=False
+):
     """What a listener says of itself on the repair group, now and then (``roster`` says when).
 
-    ``instance`` is drawn at each start, so that two listeners of one name are told apart;
+    ``instance`` (0 to 2**63 - 1) is drawn at each start, so that two listeners of one name are
+    told apart;
     ``stored`` is -1 without a store; ``behind_ms`` is for how long it has not been at its tip
     (0: it is there).  ``gaps``, ``repairs`` (requests sent), ``catchups`` and ``resets`` count
     since its start; ``leaving`` marks the last report of one that stops in order.
@@ -389,9 +402,9 @@ class VoterDigest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     ``time_ms`` is its wall clock (informational), ``proposed`` the highest slot a leader proposed
     (0 at others), ``quorum_age_ms`` the age of the newest answer of an accept quorum at a leader,
     of the newest word of its leader at others (-1: none), ``commit_*_us`` the time from proposal
-    to fixed over the leader's newest slots (0: unknown).  ``heard_ms`` says how long ago each voter,
-    ascending by id, was heard (0 for itself, -1 never).  ``transitions`` are its newest changes of
-    role, oldest first.
+    to fixed over the leader's newest slots (0: unknown).  ``heard_ms`` says how long ago each
+    voter, ascending by id, was heard (0 for itself, -1 never).  ``transitions`` are its newest
+    changes of role, oldest first.
     """
 
     role: str
@@ -613,7 +626,8 @@ class PeerView(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Status(msgspec.Struct, frozen=True, array_like=True, tag=103):
-    """One voter's own view, for ``trex status``."""
+    """One voter's own view, for ``trex status``. ``time_ms`` is its wall clock, in milliseconds
+    since 1970 (informational; 0: it did not say)."""
 
     id: int
     voter: int
@@ -639,6 +653,7 @@ class Status(msgspec.Struct, frozen=True, array_like=True, tag=103):
     peers: tuple[PeerView, ...]
     version: str
     uptime_s: int
+    time_ms: int = 0
 
 
 ClientReply: TypeAlias = Outcome | Answer | Refusal | Status

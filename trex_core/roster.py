@@ -67,7 +67,7 @@ def sane(report: ListenerReport) -> bool:
         0 < len(report.name.encode(errors="replace")) <= NAME_BYTES_MAX
         and len(report.version.encode(errors="replace")) <= VERSION_BYTES_MAX
         and report.stored >= -1
-        and 0 <= min(_numbers(report))
+        and min(_numbers(report)) >= 0
         and max(report.stored, *_numbers(report)) <= _NUMBER_MAX
     )
 
@@ -192,10 +192,11 @@ class Roster:
         for _ in range(min(_ROWS_TRIED, len(turns))):
             entry = turns[0]
             if not entry.gone:
-                if entry.row_bytes > left:
-                    break
-                left -= entry.row_bytes
-                rows.append(entry.seen(now_ms))
+                if entry.row_bytes <= left:
+                    left -= entry.row_bytes
+                    rows.append(entry.seen(now_ms))
+                elif rows:
+                    break  # it is the first of the next digest, which may have more room
                 turns.append(entry)
             turns.popleft()
         return ListenerDigest(

@@ -16,9 +16,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from msgspec.structs import replace
+
 from trex_core.messages import (
     NO_BALLOT,
     Ballot,
+    ListenerDigest,
     RepairRequest,
     StreamRun,
     StreamTip,
@@ -42,6 +45,8 @@ REPAIR_DATAGRAMS_PER_PUMP: Final = 8
 RUN_OVERHEAD_BYTES: Final = 160
 """More than an encoded StreamRun needs beside its values."""
 VALUE_OVERHEAD_BYTES: Final = 5
+LISTENERS_BYTES_MIN: Final = 32
+"""The counts of the listeners always have their place in a tip: old transitions give way."""
 RUN_VALUES_BYTES_MAX: Final = DATAGRAM_BODY_BYTES_MAX - RUN_OVERHEAD_BYTES
 """Most bytes of values, each with its length, in one datagram."""
 
@@ -151,10 +156,28 @@ class Publisher:
 
     # --- sending ----------------------------------------------------------------------------
 
-    def tip(self, ballot: Ballot, leading: bool, digest: VoterDigest) -> None:
-        """Multicast the heartbeat of the stream."""
+    def tip(
+        self,
+        ballot: Ballot,
+        leading: bool,
+        digest: VoterDigest,
+        listeners: Callable[[int], ListenerDigest] | None = None,
+    ) -> None:
+        """Multicast the heartbeat of the stream, which is one datagram: ``listeners(bytes_max)``
+        are told in the space that ``digest`` leaves, which loses its oldest transitions if it
+        leaves too little."""
         self.announce = False
-        self._send(encode_body(StreamTip(ballot, leading, self._fixed, self._chain, digest)))
+        tip = StreamTip(ballot, leading, self._fixed, self._chain, digest)
+        body = encode_body(tip)
+        room = DATAGRAM_BODY_BYTES_MAX - LISTENERS_BYTES_MIN
+        while len(body) > room and digest.transitions:
+            digest = replace(digest, transitions=digest.transitions[1:])
+            body = encode_body(replace(tip, digest=digest))
+        if listeners is not None:
+            left = DATAGRAM_BODY_BYTES_MAX - len(body)
+            digest = replace(digest, listeners=listeners(left))
+            body = encode_body(replace(tip, digest=digest))
+        self._send(body)
 
     def request(self, request: RepairRequest) -> None:
         """Note a repair request that names this voter; it is served by :meth:`pump`."""

@@ -25,7 +25,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -57,6 +57,7 @@ from trex_core.messages import (
     Status,
     StatusRequest,
     Submit,
+    Transition,
     Value,
     VoterDigest,
     encode_value,
@@ -65,6 +66,7 @@ from trex_core.metadata.commands import LeaseExpire, encode_command
 from trex_core.metadata.state import MetadataMachine
 from trex_core.paxos import other_voters, room, step
 from trex_core.quorum import Tally
+from trex_core.roster import REPORTS_PER_S_MAX, Roster
 from trex_core.snapshot import Snapshot
 from trex_core.state import (
     Beat,
@@ -103,6 +105,10 @@ DATAGRAMS_PER_TURN: Final = 512
 """Most datagrams of peers taken in one turn."""
 REPAIRS_PER_TURN: Final = 16
 """Most datagrams of listeners looked at in one turn."""
+REPORTS_PER_TURN: Final = 4
+"""Most of them that may be reports: requests for repair go first."""
+REPORTS_HEARD_PER_S: Final = 4 * REPORTS_PER_S_MAX
+"""Most reports of listeners looked at in one second; what a flood brings beyond is dropped."""
 READS_MAX: Final = 8192
 """Most reads and renewals waiting for a heartbeat round; further ones are refused as busy."""
 ROUNDS_IN_FLIGHT_MAX: Final = 2
@@ -118,6 +124,14 @@ LEADER_TIP_MS: Final = 80
 """How often a leader multicasts its tip, in milliseconds (guaranteed: 100)."""
 VOTER_TIP_MS: Final = 900
 """How often any other voter does (guaranteed: 1000)."""
+CHANGE_TIP_MS: Final = 100
+"""A voter whose role changed tells so at once, but not within this time of its tip before."""
+TRANSITIONS_TOLD: Final = 8
+"""So many newest changes of role are in each tip."""
+WHY_CHARS_MAX: Final = 96
+"""Longest reason told with one, in (ASCII) characters."""
+COMMIT_SAMPLES: Final = 512
+"""The newest proposals (each of one slot or more) of which commit times are told."""
 QUIET_TICKS: Final = 2
 """When the stream falls quiet for this long the leader repeats its tip at once, so that a listener
 notices soon that the last datagram was lost."""
@@ -144,6 +158,10 @@ def product_version() -> str:
         return version("trex-paxos")
     except PackageNotFoundError:
         return "unknown"
+
+
+def _time_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 class HaltedError(Exception):
@@ -173,10 +191,24 @@ def _own_ballot(role: Role) -> Ballot:
     return role.ballot if isinstance(role, Leader | Candidate) else NO_BALLOT
 
 
-def difference(before: State, after: State) -> dict[str, object] | None:
-    """What an operator must know of the way from one state to another: role, ballot, leader and
-    why; None if nothing of it changed."""
+class RoleChange(msgspec.Struct, frozen=True):
+    """What an operator must know of a change of role, or of leader: ``ballot`` is the one stood or
+    led under, or followed."""
+
+    role: str
+    was: str
+    ballot: Ballot
+    leader: int
+    fixed: int
+    why: str
+
+
+def difference(before: State, after: State) -> RoleChange | None:
+    """How the role or the leader changed from one state to another, and why; None if neither
+    did."""
     role, was = after.role, before.role
+    if role is was and after.leader is before.leader:
+        return None
     same_role = type(role) is type(was) and _own_ballot(role) == _own_ballot(was)
     if same_role and after.leader == before.leader:
         return None
@@ -197,14 +229,24 @@ def difference(before: State, after: State) -> dict[str, object] | None:
                 why = f"voter {after.leader.voter} leads"
             else:
                 why = f"promised ballot {after.promised}"
-    return {
-        "role": role_name(after),
-        "was": role_name(before),
-        "ballot": str(ballot),
-        "leader": after.leader.voter,
-        "fixed": after.fixed,
-        "why": why,
-    }
+    return RoleChange(
+        role_name(after), role_name(before), ballot, after.leader.voter, after.fixed, why
+    )
+
+
+def percentiles_us(samples: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    """Median and 99th percentile of (value, weight); 0 of nothing."""
+    ranked = sorted(samples)
+    total = sum(weight for _, weight in ranked)
+    found = [0, 0]
+    for index, wanted in enumerate((total // 2, total * 99 // 100)):
+        below = 0
+        for value, weight in ranked:
+            below += weight
+            if below > wanted:
+                found[index] = value
+                break
+    return found[0], found[1]
 
 
 class Voter:
@@ -259,7 +301,9 @@ class Voter:
         self._watchers: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         self._handovers: list[Reply] = []
         self._handover_until = 0
-        self._reported = state
+        self._changes: list[RoleChange] = []
+        self._transitions: deque[tuple[int, float, RoleChange]] = deque(maxlen=TRANSITIONS_TOLD)
+        self._changed = 0
         self._leaderless_tick: int | None = state.tick
         self._installed: deque[Snapshot] = deque()
         self._captures: deque[tuple[Capture, list[Reply]]] = deque()
@@ -273,7 +317,18 @@ class Voter:
         self._next_tick_s = 0.0
         self._next_second_s = 0.0
         self._next_tip_s = 0.0
+        self._last_tip_s = 0.0
         self._streamed_tick: int | None = None
+        self._roster = Roster()
+        self._reports_left = 0
+        # the commit times of this leadership, and what is told of them until the next second
+        self._proposed: deque[tuple[int, int, int]] = deque()
+        self._commits_us: deque[tuple[int, int]] = deque(maxlen=COMMIT_SAMPLES)
+        self._commit_figures_us = (0, 0)
+        self._sync_figures_us = (0, 0)
+        self._note(
+            RoleChange(role_name(state), "", NO_BALLOT, 0, state.fixed, "started"), self._started_s
+        )
         self._tasks: list[asyncio.Task[None]] = []
 
     # --- life -------------------------------------------------------------------------------
@@ -429,8 +484,9 @@ class Voter:
         if self._captures or self._snapshot_now:
             self._start_snapshot()
         self._gateway.flush()  # who waits is answered before the stream is fed
+        if self._changes:
+            self._report()
         self._publish(now_s)
-        self._report()
         if now_s >= self._next_second_s:
             self._next_second_s = now_s + 1.0
             self._each_second()
@@ -473,6 +529,10 @@ class Voter:
                 after.halted, after.genesis is None or after.genesis.voters == self.config.voters
             )
         self.state = after
+        if after.role is not before.role or after.leader is not before.leader:
+            changed = difference(before, after)
+            if changed is not None:
+                self._changes.append(changed)
         if effects.records:
             self._records.extend(effects.records)
         if effects.fixed:
@@ -560,6 +620,12 @@ class Voter:
             self._publisher.fixed(run, ballot, leading)
         if leading:
             self._streamed_tick = self.state.tick
+        proposed, fixed = self._proposed, self.state.fixed
+        if proposed and proposed[0][0] <= fixed:
+            now_ns = time.perf_counter_ns()
+            while proposed and proposed[0][0] <= fixed:
+                _, slots, at_ns = proposed.popleft()
+                self._commits_us.append(((now_ns - at_ns) // 1000, slots))
 
     def _install_all(self) -> None:
         """Replace the applied state by a downloaded snapshot, if it is still ahead."""
@@ -593,6 +659,9 @@ class Voter:
             self._reads.clear()
             self._leases = None
             self._lease_round = 0
+            self._proposed.clear()
+            self._commits_us.clear()
+            self._commit_figures_us = (0, 0)
         self._leading = ballot
         if isinstance(role, Leader):
             # What this leadership recovered must be fixed before it may answer a read.
@@ -633,7 +702,7 @@ class Voter:
             return
         values: list[bytes] = []
         waiting: list[tuple[Client, int]] = []
-        time_ms = time.time_ns() // 1_000_000
+        time_ms = _time_ms()
         expired_now = expired[:slots]
         for lease in expired_now:
             command = encode_command(LeaseExpire(lease))
@@ -663,10 +732,12 @@ class Voter:
             waiting.append((client, submit.id))
         if not values:
             return
+        proposed_ns = time.perf_counter_ns()
         self._fold(Propose(tuple(values)))
         after = self.state.role
         assert isinstance(after, Leader)
         assert after.next_slot == role.next_slot + len(values), "a leader with room proposes"
+        self._proposed.append((after.next_slot - 1, len(values), proposed_ns))
         first = after.next_slot - len(waiting)
         for slot, (client, request_id) in enumerate(waiting, first):
             self._pending[slot] = (client, request_id, values[slot - role.next_slot])
@@ -935,11 +1006,18 @@ class Voter:
     def _publish(self, now_s: float) -> None:
         publisher = self._publisher
         others = isinstance(self.state.role, Leader) and len(self.config.voters) > 1
-        for request in self._transport.drain_repairs(REPAIRS_PER_TURN):
+        requests, reports = self._transport.drain_repairs(
+            REPAIRS_PER_TURN, min(REPORTS_PER_TURN, self._reports_left)
+        )
+        for request in requests:
             if others:  # a leader has better things to do; the asker names another next
                 self.count("repair.left_to_others")
             else:
                 publisher.request(request)
+        self._reports_left -= len(reports)
+        for report in reports:
+            if not self._roster.heard(report, int(now_s * 1000)):
+                self.count("report.listeners_max")
         if publisher.waiting and publisher.pump(now_s) and self._pump_timer is None:
             self._pump_timer = self._loop.call_later(PUMP_AGAIN_S, self._pump_again)
         state = self.state
@@ -947,26 +1025,74 @@ class Voter:
         if now_s >= self._next_tip_s or publisher.announce or silent:
             self._streamed_tick = None
             leading = isinstance(state.role, Leader)
+            self._last_tip_s = now_s
             self._next_tip_s = now_s + (LEADER_TIP_MS if leading else VOTER_TIP_MS) / 1000
-            publisher.tip(state.leader, leading, self._digest())
+            now_ms = int(now_s * 1000)
+            publisher.tip(
+                state.leader,
+                leading,
+                self._digest(now_s),
+                lambda bytes_max: self._roster.digest(now_ms, bytes_max),
+            )
 
     def _pump_again(self) -> None:
         self._pump_timer = None
         self._schedule()
 
-    def _digest(self) -> VoterDigest:
-        state = self.state
+    def _digest(self, now_s: float) -> VoterDigest:
+        state, journal, role = self.state, self._journal, self.state.role
+        sync_us, commit_us = self._sync_figures_us, self._commit_figures_us
+        since_s = time.monotonic()
         return VoterDigest(
-            role_name(state),
-            state.promised,
-            state.last_accepted,
-            state.fixed,
-            self.replica.applied,
-            self._journal.size_bytes,
-            self._free_bytes,
-            self._journal.last_sync_us,
-            self._version,
+            role=role_name(state),
+            promised=state.promised,
+            last_accepted=state.last_accepted,
+            fixed=state.fixed,
+            applied=self.replica.applied,
+            journal_bytes=journal.size_bytes,
+            free_bytes=self._free_bytes,
+            fsync_us=journal.last_sync_us,
+            version=self._version,
+            boot=self.identity.boot,
+            uptime_s=int(since_s - self._started_s),
+            time_ms=_time_ms(),
+            proposed=role.next_slot - 1 if isinstance(role, Leader) else 0,
+            quorum_age_ms=self._quorum_age_ms() if state.leader != NO_BALLOT else -1,
+            has_room=state.has_room,
+            snapshot_slot=self._snapshot_slot,
+            fsync_p50_us=sync_us[0],
+            fsync_p99_us=sync_us[1],
+            commit_p50_us=commit_us[0],
+            commit_p99_us=commit_us[1],
+            heard_ms=tuple(
+                0 if voter == self._me else self._heard_ms(voter, now_s)
+                for voter in self.config.voters
+            ),
+            transitions=tuple(
+                Transition(
+                    number,
+                    int((since_s - at_s) * 1000),
+                    change.role,
+                    change.ballot,
+                    change.leader,
+                    change.fixed,
+                    change.why[:WHY_CHARS_MAX],
+                )
+                for number, at_s, change in self._transitions
+            ),
         )
+
+    def _heard_ms(self, voter: int, now_s: float) -> int:
+        """How long ago another voter was heard, in milliseconds; -1: never."""
+        heard_s = self._heard_s.get(voter)
+        return -1 if heard_s is None else int((now_s - heard_s) * 1000)
+
+    def _quorum_age_ms(self) -> int:
+        """How long ago a leader had the answer of an accept quorum, and any other voter the word
+        of a leader that had."""
+        role = self.state.role
+        heard_tick = role.quorum_tick if isinstance(role, Leader) else self.state.heard_tick
+        return (self.state.tick - heard_tick) * self._timing.tick_ms
 
     # --- now and then -----------------------------------------------------------------------
 
@@ -985,19 +1111,36 @@ class Voter:
                 free_bytes_min=self.cluster.journal.free_bytes_min,
             )
         self._tasks = [task for task in self._tasks if not task.done()]
+        self._reports_left = REPORTS_HEARD_PER_S
+        self._sync_figures_us = self._journal.sync_percentiles_us()
+        self._commit_figures_us = percentiles_us(self._commits_us)
 
     def _report(self) -> None:
-        state, before = self.state, self._reported
-        if state.role is before.role and state.leader == before.leader:
-            return
-        self._reported = state
-        if state.leader != NO_BALLOT:
+        """Log the changes of role since the last turn, and let the stream tell them soon."""
+        at_s = time.monotonic()
+        for change in self._changes:
+            self._note(change, at_s)
+            log(
+                logging.INFO,
+                "voter.role.changed",
+                voter=self._me,
+                role=change.role,
+                was=change.was,
+                ballot=str(change.ballot),
+                leader=change.leader,
+                fixed=change.fixed,
+                why=change.why,
+            )
+        self._changes.clear()
+        self._next_tip_s = min(self._next_tip_s, self._last_tip_s + CHANGE_TIP_MS / 1000)
+        if self.state.leader != NO_BALLOT:
             self._leaderless_tick = None
         elif self._leaderless_tick is None:
-            self._leaderless_tick = state.tick
-        changed = difference(before, state)
-        if changed is not None:
-            log(logging.INFO, "voter.role.changed", voter=self._me, **changed)
+            self._leaderless_tick = self.state.tick
+
+    def _note(self, change: RoleChange, at_s: float) -> None:
+        self._changed += 1
+        self._transitions.append((self._changed, at_s, change))
 
     def status(self, request_id: int = 0) -> Status:
         """What this voter thinks, for ``trex status``."""
@@ -1010,18 +1153,16 @@ class Voter:
         for voter in self.config.voters:
             if voter == self._me:
                 continue
-            heard_s = self._heard_s.get(voter)
             ack = acks.get(voter)
             peers.append(
                 PeerView(
                     voter,
-                    -1 if heard_s is None else int((now_s - heard_s) * 1000),
+                    self._heard_ms(voter, now_s),
                     ack.fixed if ack else 0,
                     ack.last_accepted if ack else 0,
                     boots.get(voter, 0),
                 )
             )
-        age = state.tick - (role.quorum_tick if isinstance(role, Leader) else state.heard_tick)
         return Status(
             id=request_id,
             voter=self._me,
@@ -1042,11 +1183,12 @@ class Voter:
             free_bytes=self._free_bytes,
             fsync_p50_us=p50,
             fsync_p99_us=p99,
-            quorum_age_ms=age * self._timing.tick_ms,
+            quorum_age_ms=self._quorum_age_ms(),
             counters=dict(sorted(self.counters.items())),
             peers=tuple(peers),
             version=self._version,
             uptime_s=int(time.monotonic() - self._started_s),
+            time_ms=_time_ms(),
         )
 
 

@@ -7,7 +7,7 @@ voter -> voter, small     UDP on ``peer_port``, in at most PEER_DATAGRAMS_MAX da
 voter -> voter, large     a TCP connection per direction to ``peer_port``, opened at the first
                           message over PEER_UDP_BODY_BYTES_MAX bytes, and for Fetch and Fetched
 voter -> listeners        multicast of one datagram at a time to ``stream.group:port``
-listeners -> voters       repair requests, multicast to ``stream.group:port + 1``
+listeners -> voters       repair requests and reports, multicast to ``stream.group:port + 1``
 ========================  ===================================================================
 
 A message that cannot be sent now is dropped and counted: the algorithm repeats itself.
@@ -25,15 +25,20 @@ from typing import Final
 
 from trex_core.cluster import ClusterConfig, StreamConfig
 from trex_core.messages import (
+    LISTENER_REPORT_TAG,
     CatchUp,
     Fetch,
     Fetched,
+    ListenerReport,
     PeerMessage,
     RepairRequest,
+    message_tag,
 )
+from trex_core.roster import sane
 from trex_core.state import Receive
 from trex_core.wire import (
     DATAGRAM_BODY_BYTES_MAX,
+    HEADER_BYTES,
     PEER_UDP_BODY_BYTES_MAX,
     Channel,
     Frame,
@@ -390,11 +395,16 @@ class Transport:
         except OSError:
             self._count("stream.send_failed")
 
-    def drain_repairs(self, datagrams_max: int) -> list[RepairRequest]:
-        """Repair requests that name this voter, at most ``datagrams_max`` datagrams looked at."""
+    def drain_repairs(
+        self, datagrams_max: int, reports_max: int
+    ) -> tuple[list[RepairRequest], list[ListenerReport]]:
+        """Repair requests that name this voter, and reports of listeners; at most
+        ``datagrams_max`` datagrams are taken, and of them ``reports_max`` reports looked at:
+        further ones are dropped unread, which costs no more than their receipt."""
         wanted: list[RepairRequest] = []
+        reports: list[ListenerReport] = []
         if not self._repairs_ready:
-            return wanted
+            return wanted, reports
         self._repairs_ready = False
         for _ in range(datagrams_max):
             try:
@@ -404,17 +414,25 @@ class Transport:
             except OSError:
                 self._count("repair.receive_failed")
                 break
+            is_report = message_tag(data[HEADER_BYTES : HEADER_BYTES + 4]) == LISTENER_REPORT_TAG
+            if is_report and reports_max <= 0:
+                self._count("report.too_many")
+                continue
             try:
+                reports_max -= is_report
                 message = decode_stream(
                     unframe(data, self._identity.cluster_id, Channel.STREAM).body
                 )
-                if not isinstance(message, RepairRequest):
+                if isinstance(message, RepairRequest):
+                    if message.responder == self._me.id:
+                        wanted.append(message)
+                elif isinstance(message, ListenerReport) and sane(message):
+                    reports.append(message)
+                else:
                     raise FrameError("body")
-                if message.responder == self._me.id:
-                    wanted.append(message)
             except FrameError as error:
-                self._count(f"repair.dropped.{error.reason}")
-        return wanted
+                self._count(f"{'report' if is_report else 'repair'}.dropped.{error.reason}")
+        return wanted, reports
 
     # --- the rest ---------------------------------------------------------------------------
 

@@ -781,8 +781,8 @@ def test_the_difference_of_two_states_has_a_reason():
     calm = first_state(bytes(16))
     assert difference(calm, msgspec.structs.replace(calm, tick=5)) is None
     led = msgspec.structs.replace(calm, leader=Ballot(0, 3, 2))
-    assert difference(calm, led)["why"] == "voter 2 leads"
+    assert difference(calm, led).why == "voter 2 leads"
     polling = msgspec.structs.replace(calm, role=Polling(1, (), calm.promised))
     told = difference(led, polling)
-    assert (told["role"], told["was"]) == ("polling", "follower")
-    assert "no leader heard" in told["why"]
+    assert (told.role, told.was) == ("polling", "follower")
+    assert "no leader heard" in told.why

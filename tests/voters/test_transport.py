@@ -55,13 +55,18 @@ class Peer:
     def __init__(self):
         self.heard = []
         self.repairs = []
+        self.reports = []
+        self.reports_max = 8
         self.counted = Counter()
         self.changed = asyncio.Event()
         self.transport = None
 
     def on_input(self):
         self.heard += self.transport.drain(64)
-        self.repairs += self.transport.drain_repairs(16)
+        repairs, reports = self.transport.drain_repairs(16, self.reports_max)
+        self.repairs += repairs
+        self.reports += reports
+        self.reports_max -= len(reports)
         self.changed.set()
 
     def count(self, name):
