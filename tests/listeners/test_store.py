@@ -255,7 +255,12 @@ def test_a_failed_transaction_leaves_all_as_it_was(path, monkeypatch):
 
 def test_a_transaction_that_lacks_memory_is_tried_again_after_relief(path, monkeypatch):
     feed, store = Feed(), open_store(path)
-    failures = [duckdb.OutOfMemoryException("no"), MemoryError()]
+    commit = "Failed to commit: {} of size 512 bytes (46.3 MiB/48.0 MiB used)"
+    failures = [
+        duckdb.OutOfMemoryException("no"),
+        MemoryError(),
+        duckdb.TransactionException(commit.format("could not allocate block")),
+    ]
     relieved = []
     store.relieve = lambda: relieved.append(store.slot)
     inner = store._transact
@@ -267,11 +272,14 @@ def test_a_transaction_that_lacks_memory_is_tried_again_after_relief(path, monke
 
     monkeypatch.setattr(store, "_transact", transact)
     store.write(feed.batch(feed.start()))
-    assert (store.slot, relieved) == (2, [0, 0])
+    assert (store.slot, relieved) == (2, [0, 0, 0])
+    failures[:] = [duckdb.TransactionException(commit.format("failed to allocate data"))]
+    store.write(feed.batch([feed.noop()]))
+    assert (store.slot, len(relieved)) == (3, 4)
     failures[:] = [MemoryError()] * 9
     with pytest.raises(StoreError, match="no memory for a transaction, 4 times"):
         store.write(feed.batch([feed.noop()]))
-    assert store.slot == 2
+    assert store.slot == 3
 
 
 def test_what_does_not_fit_the_memory_limit_fails_clearly_and_changes_nothing(path):
