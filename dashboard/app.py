@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import importlib.util
+import signal
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -399,9 +400,22 @@ def run(
 ) -> None:
     """Show the dashboard until the operator leaves. Raises what the feed raised."""
     app = DashApp(open_feed, admin=admin, act=act, theme=theme)
-    app.run()
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        loop = runner.get_loop()
+        for number in (signal.SIGTERM, signal.SIGHUP):  # the terminal is left as it was found
+            loop.add_signal_handler(number, app.exit)
+        app.run(loop=loop)
     error = app.failure
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     if error is not None:
         raise error
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """The faster event loop where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
