@@ -10,6 +10,8 @@ take once it is up.
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -32,10 +34,12 @@ from trex_core.metadata.ring import (
     moves,
     settings_of,
 )
-from trex_core.metadata.state import EMPTY, MetadataState, ring_of
+from trex_core.metadata.state import EMPTY, MetadataState
 
 SPACE: Final = 1 << 64
 """How many tokens there are."""
+STEP_MEMBERS: Final = 64
+"""So many members are put into a new ring at once."""
 FLOWS_MAX: Final = 200
 """Most flows that are kept of one move."""
 WHOLE_SHARE: Final = 4
@@ -103,13 +107,19 @@ class Placement(msgspec.Struct, frozen=True):
     """What joining members will take."""
     newest: RingChange | None
     """The last change of the ring that was seen; None: none since we look."""
+    by_share: tuple[str, ...]
+    """All members, those that own most first."""
+    states: Mapping[str, int]
+    """How many members there are in each state."""
 
     def of(self, member: str) -> Holding:
         """What ``member`` has."""
         return self.holdings.get(member, NOTHING_HELD)
 
 
-NOWHERE: Final = Placement(EMPTY, EMPTY_RING, Map(), Map(), NOTHING_PASSES, NOTHING_PASSES, None)
+NOWHERE: Final = Placement(
+    EMPTY, EMPTY_RING, Map(), Map(), NOTHING_PASSES, NOTHING_PASSES, None, (), Map()
+)
 """The placement of a state with nothing in it."""
 
 
@@ -124,7 +134,7 @@ def current(placement: Placement, state: MetadataState) -> bool:
 def place(state: MetadataState, before: Placement | None = None) -> Placement:
     """The placement of ``state``; follows the difference to ``before``, if that is given."""
     if before is None:
-        ring = ring_of(state)
+        ring = _ring_in_steps(state)
         return _placed(state, ring, _tally(ring.ranges()), None)
     changes = _changes(before.state, state)
     ring, delta = before.ring.updated(changes)
@@ -141,6 +151,17 @@ def place(state: MetadataState, before: Placement | None = None) -> Placement:
     return _placed(state, ring, holdings, newest)
 
 
+def _ring_in_steps(state: MetadataState) -> Ring:
+    """The ring of ``state``, made in steps short enough to let other threads have their turn: at
+    once, its tokens are sorted in one go."""
+    settings = settings_of(state.config)
+    ring = Ring.of((), settings.replication_factor, settings.spread, settings.tokens_per_weight)
+    members = iter(state.members.items())
+    while step := list(itertools.islice(members, STEP_MEMBERS)):
+        ring = ring.with_changes(Change("member", name, None, member) for name, member in step)
+    return ring
+
+
 def _placed(
     state: MetadataState, ring: Ring, holdings: Mapping[str, Holding], newest: RingChange | None
 ) -> Placement:
@@ -150,7 +171,11 @@ def _placed(
         zone = (member.zone if member else None) or ""
         zones[zone] = zones.get(zone, 0) + holding.owned
     leaving, joining = _in_progress(state.members.values(), ring)
-    return Placement(state, ring, holdings, zones, leaving, joining, newest)
+    owned = {name: holding.owned for name, holding in holdings.items()}
+    ids = (name for chunk in state.ids.chunks for name in chunk)
+    by_share = tuple(sorted(ids, key=lambda name: -owned.get(name, 0)))
+    states = Counter(member.state for member in state.members.values())
+    return Placement(state, ring, holdings, zones, leaving, joining, newest, by_share, states)
 
 
 def _tally(
@@ -269,15 +294,15 @@ def _as_up(members: Iterable[Member]) -> list[Change]:
 
 
 def share(tokens: int) -> str:
-    """So many tokens as a part of the ring: "17.2 %", "0.0083 %", "-" for none."""
+    """So many tokens as a part of the ring: "17.2 %", "0.008 %", "-" for none."""
     percent = tokens * 100 / SPACE
     if not tokens:
         return "-"
     if percent >= 99.995:
-        return f"{percent:.0f} %"
-    return (
-        f"{percent:.2f} %" if percent >= 1 else f"{percent:.2g} %" if percent > 1e-3 else "<.001 %"
-    )
+        return "100 %"
+    if percent >= 1:
+        return f"{percent:.2f} %"
+    return f"{percent:.3f} %" if percent >= 0.0005 else "<.001 %"
 
 
 def token_text(token: int) -> str:

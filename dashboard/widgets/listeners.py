@@ -60,7 +60,7 @@ LEGEND: Final = (
     ("+", "note", "behind"),
     ("#", "warn", "over 3 s"),
     ("@", "bad", "over 10 s"),
-    ("×", "bad", "silent"),  # noqa: RUF001 - a sign, not a letter
+    ("×", "bad", "silent"),
     ("-", "dim", "left"),
 )
 """The characters of the map, the mildest first: (mark, tone, meaning)."""
@@ -79,7 +79,7 @@ def standing(listener: ListenerView, now_ms: int, limit_ms: int) -> Standing:
     if report.leaving:
         return Standing(0, "-", "-", "left", "dim", stale)
     if unheard_ms > limit_ms:
-        return Standing(6, "×", "✗", f"silent {age(unheard_ms)}", "bad", True)  # noqa: RUF001
+        return Standing(6, "×", "✗", f"silent {age(unheard_ms)}", "bad", True)
     if not report.ready and report.uptime_s < STARTING_S:
         return Standing(2, "◦", "◦", "starting", "dim", stale)
     behind_ms = report.behind_ms
@@ -326,7 +326,7 @@ give each listener its own name.
 ## The map
 One character for each listener, in order of name, so that each keeps its place:
 `·` at tip, `◦` starting, `+` behind, `#` over 3 s, `@` over 10 s, `×` silent, `-` left.
-"""  # noqa: RUF001
+"""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("m", "map", "Map/table", tooltip="One character each, or a row each"),

@@ -7,12 +7,10 @@ never hold up the screen; only what a change touches is worked out again.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from typing import ClassVar, Final
 
 import anyio.to_thread
-from immutables import Map
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -32,12 +30,11 @@ from dashboard.placement import (
     token_text,
 )
 from dashboard.view import View
-from dashboard.widgets.lines import Line, Lines, cut, wrap
+from dashboard.widgets.lines import Line, Lines, Piece, cut, wrap
 from dashboard.widgets.pane import Pane, Subject
 from dashboard.widgets.ring import RingPicture, legend
 from dashboard.widgets.rows import GUTTER, Cell, Column, RowTable, line_of
 from dashboard.words import count, plural
-from trex_core.metadata.commands import Member
 from trex_core.metadata.ring import key_token, member_tokens
 from trex_core.metadata.state import EMPTY, MetadataState
 
@@ -74,24 +71,18 @@ ORDERS: Final = ("share", "id", "state")
 """What ``o`` goes through."""
 
 
-def ordered(
-    members: Map[str, Member], placement: Placement, order: str, prefix: str, *, reverse: bool
-) -> list[str]:
-    """The ids of ``members`` that begin with ``prefix``, by ``order``, one of ORDERS: the largest
+def ordered(placement: Placement, order: str, prefix: str, *, reverse: bool) -> Sequence[str]:
+    """The ids of the members that begin with ``prefix``, by ``order``, one of ORDERS: the largest
     share first, ids from A to Z, what is not up first; ``reverse`` turns it round."""
-    ids = [name for name in members if name.startswith(prefix)] if prefix else list(members)
-    ids.sort()
-    match order:
-        case "share":
-            owned = {name: held.owned for name, held in placement.holdings.items()}
-            ids.sort(key=lambda name: owned.get(name, 0), reverse=True)
-        case "state":
-            ids.sort(key=lambda name: _STATE_RANK.get(members[name].state, 4))
-        case _:
-            pass
-    if reverse:
-        ids.reverse()
-    return ids
+    members = placement.state.members
+    ids: Sequence[str] = placement.by_share
+    if order != "share":
+        ids = [name for chunk in placement.state.ids.chunks for name in chunk]
+    if prefix:
+        ids = [name for name in ids if name.startswith(prefix)]
+    if order == "state":
+        ids = sorted(ids, key=lambda name: _STATE_RANK.get(members[name].state, len(_STATE_RANK)))
+    return ids[::-1] if reverse else ids
 
 
 class MembersPane(Pane):
@@ -172,10 +163,9 @@ the band selects its owner.
         """Monotonic: not before is another placement worked out."""
         self._order = "share"
         self._reverse = False
-        self._rows: list[str] = []
-        self._sorted_of: tuple[object, object] = (None, None)
-        self._sorted_as: tuple[object, ...] = ()
-        self._states: Counter[str] = Counter()
+        self._rows: Sequence[str] = ()
+        self._ordered_of: Placement | None = None
+        self._ordered_as: tuple[object, ...] = ()
 
     def compose(self) -> ComposeResult:
         """The picture and what moves; the table and the one selected."""
@@ -196,16 +186,11 @@ the band selects its owner.
     # --- what is shown
 
     def show(self, view: View, feed: Feed) -> None:
-        """Draw the members as they are; the ring follows as soon as it is worked out."""
+        """Draw the members and the ring of the newest state, as soon as that is worked out."""
         self._view = view
-        state = feed.listener.state
-        members_changed = state.members is not self._state.members
-        self._state = state
-        if members_changed:
-            self._states = Counter(member.state for member in state.members.values())
-            self._draw()
-        elif not self._summary.picture:
-            self._draw()
+        if feed.listener.state is not self._state:
+            self._state = feed.listener.state
+            self._tell_summary()
         self._work()
 
     @property
@@ -239,57 +224,41 @@ the band selects its owner.
     def _draw(self) -> None:
         if not self.is_mounted:
             return
-        self._sort()
         self._draw_picture()
+        self._fill_table()
         self._tell_summary()
         self._tell_moves()
         self._tell_detail()
 
-    def _sort(self) -> None:
+    def _fill_table(self) -> None:
         wanted = (self._order, self._reverse, self._filter.value)
-        members, placement = self._sorted_of
-        if (
-            members is not self._state.members
-            or placement is not self._placement
-            or wanted != self._sorted_as
-        ):
-            self._sorted_of, self._sorted_as = (self._state.members, self._placement), wanted
+        if self._ordered_of is not self._placement or wanted != self._ordered_as:
+            self._ordered_of, self._ordered_as = self._placement, wanted
             self._rows = ordered(
-                self._state.members,
-                self._placement,
-                self._order,
-                self._filter.value,
-                reverse=self._reverse,
+                self._placement, self._order, self._filter.value, reverse=self._reverse
             )
-        self._table.show(
-            self._rows, self._cells, order=(self._order, (self._order == "share") != self._reverse)
-        )
+        descending = (self._order == "share") != self._reverse
+        self._table.show(self._rows, self._cells, order=(self._order, descending))
 
     def _cells(self, name: str) -> tuple[Cell, ...]:
-        member = self._state.members.get(name)
+        member = self._placement.state.members.get(name)
         if member is None:
             return tuple(("", "") for _ in COLUMNS)
         held = self._placement.of(name)
-        letters = self._picture.letters
         style = STYLES_OF_STATES.get(member.state, "")
         return (
-            (letters.of(name) if held.owned else "", letters.colour(name)),
+            self._picture.mark(name) if held.owned else ("", ""),
             (f"{SIGNS.get(member.state, '?')} {member.state}", style),
             (name, ""),
             (member.zone or "-", ""),
-            (share(held.owned) if self._placed else "…", ""),
-            (count(held.ranges) if self._placed else "…", ""),
-            (share(held.held) if self._placed else "…", ""),
+            (share(held.owned), ""),
+            (count(held.ranges), ""),
+            (share(held.held), ""),
             (str(member.weight), ""),
             (str(member.lease) if member.lease else "-", ""),
             (member.address or "-", ""),
             (count(member.joined_slot), ""),
         )
-
-    @property
-    def _placed(self) -> bool:
-        """Whether shares are known at all."""
-        return self._placement is not NOWHERE or not self._state.members
 
     def _draw_picture(self) -> None:
         if not self._left.display:
@@ -309,29 +278,32 @@ the band selects its owner.
         )
 
     def _tell_summary(self) -> None:
-        told = [(plural(len(self._state.members), "member"), "strong")]
-        for state in ("up", "joining", "draining", "down"):
-            if self._states[state]:
-                text = f"  {SIGNS[state]} {count(self._states[state])} {state}"
-                told.append((text, STYLES_OF_STATES[state]))
-        lines: list[Line] = [tuple(told)]
-        if not current(self._placement, self._state):
-            words = "working out the ring…" if self._placement is NOWHERE else "ring of slot "
-            if self._placement is not NOWHERE:
-                words += f"{count(self._placement.state.slot)}, a newer one is being worked out…"
-            lines.append(((words, "dim"),))
-        elif self._filter.value:
+        placement = self._placement
+        told: list[Piece] = [(plural(len(self._state.members), "member"), "strong")]
+        for state, sign in SIGNS.items():
+            if placement.states.get(state):
+                words = f"  {sign} {count(placement.states[state])} {state}"
+                told.append((words, STYLES_OF_STATES[state]))
+        self._summary.put((tuple(told), ((cut(self._ring_words(), self._right_width), "dim"),)))
+
+    def _ring_words(self) -> str:
+        placement = self._placement
+        if not current(placement, self._state):
+            if placement is NOWHERE:
+                return "working out the ring…"
+            return f"shown as of slot {count(placement.state.slot)}; working out the newest…"
+        if self._filter.value:
             shown = plural(len(self._rows), "id begins", "ids begin")
-            lines.append(((f"{shown} with {line_of(self._filter.value)!r}", ""),))
-        else:
-            ring = self._placement.ring
-            zones = sum(1 for zone in self._placement.zones if zone)
-            words = (
-                f"{plural(ring.tokens, 'token')}, {plural(zones, 'zone')}, "
-                f"{ring.settings.replication_factor} replicas, spread by {ring.settings.spread}"
-            )
-            lines.append(((words, "dim"),))
-        self._summary.put(lines)
+            return f"{shown} with {line_of(self._filter.value)!r}"
+        ring = placement.ring
+        zones = plural(sum(1 for zone in placement.zones if zone), "zone")
+        copies = plural(ring.settings.replication_factor, "copy", "copies")
+        spread = "one a zone" if ring.settings.spread == "zone" else "in any zone"
+        return f"{plural(ring.tokens, 'token')}, {zones}, {copies}, {spread}"
+
+    @property
+    def _right_width(self) -> int:
+        return max(20, self._detail.size.width or self.size.width // 2)
 
     # --- what moves
 
@@ -365,7 +337,7 @@ the band selects its owner.
     # --- the one selected, or a key
 
     def _tell_detail(self) -> None:
-        width = max(20, self._detail.size.width or self.size.width // 2)
+        width = self._right_width
         lines = self._key_lines(width) if self._key.display else self._member_lines(width)
         self._detail.put(tuple(((text, style),) for text, style in lines[:DETAIL_LINES]))
 
@@ -378,22 +350,22 @@ the band selects its owner.
         if not replicas:
             return [*lines, ("nobody: the ring is empty", "warn")]
         for at, name in enumerate(replicas):
-            member = self._state.members.get(name)
+            member = self._placement.state.members.get(name)
             zone = f" in {line_of(member.zone)}" if member and member.zone else ""
             state = f" {SIGNS.get(member.state, '?')} {member.state}" if member else " left"
-            letter = self._picture.letters.of(name)
+            letter, _ = self._picture.mark(name)
             words = f"{'owner  ' if at == 0 else 'replica'} {letter} {line_of(name)}{zone}{state}"
             lines.append((cut(words, width), "strong" if at == 0 else ""))
         return lines
 
     def _member_lines(self, width: int) -> list[tuple[str, str]]:
         name = self._table.selected
-        member = None if name is None else self._state.members.get(name)
-        if member is None:
-            if self._state.members:
-                return [("no id begins so: escape shows all again", "dim")]
-            return [("no member has joined yet", "dim")]
         placement = self._placement
+        member = None if name is None else placement.state.members.get(name)
+        if member is None:
+            if self._filter.value:
+                return [("no id begins so: escape shows all again", "dim")]
+            return [] if self._state.members else [("no member has joined yet", "dim")]
         held = placement.of(member.id)
         tokens = len(member_tokens(member, placement.ring.settings.tokens_per_weight))
         how = "given" if member.tokens is not None else "derived"

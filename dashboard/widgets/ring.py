@@ -108,8 +108,10 @@ def colour(index: int) -> str:
 
 
 class Group(msgspec.Struct, frozen=True):
-    """An arc of shares: ``letter`` and ``style`` on the picture, ``name`` in words."""
+    """An arc of shares: ``letter`` and ``style`` on the picture, ``name`` in words. ``kind`` is
+    "member", "zone" or "rest"."""
 
+    kind: str
     letter: str
     style: str
     name: str
@@ -125,22 +127,32 @@ def crowded(placement: Placement, width: int, height: int) -> bool:
 def groups(placement: Placement, letters: Letters) -> tuple[Group, ...]:
     """Shares to be drawn: of each member while they are few, else of zones, else of the members
     that own most; then one for the others."""
-    zones = {name or "no zone": tokens for name, tokens in placement.zones.items()}
-    holdings = placement.holdings
-    if placement.ring.members <= GROUPS_MAX:
-        each = sorted(holdings, key=lambda name: (-holdings[name].owned, name))
+    owned = {name: held.owned for name, held in placement.holdings.items()}
+    if len(owned) <= GROUPS_MAX:
+        each = sorted(owned, key=lambda name: (-owned[name], name))
         return tuple(
-            Group(letters.of(name), letters.colour(name), name, holdings[name].owned)
+            Group("member", letters.of(name), letters.colour(name), name, owned[name])
             for name in each
         )
-    by_zone = len(zones) > 1
-    sizes = zones if by_zone else {name: held.owned for name, held in holdings.items()}
+    by_zone = len(placement.zones) > 1
+    sizes = placement.zones if by_zone else owned
     largest = sorted(sizes, key=lambda name: (-sizes[name], name))[:GROUPS_MAX]
-    found = [Group(LETTERS[at], colour(at), name, sizes[name]) for at, name in enumerate(largest)]
+    digits = zone_digits(placement)
+    found = [
+        Group(
+            "zone" if by_zone else "member",
+            digits.get(name, "0") if by_zone else LETTERS[at],
+            colour(at),
+            name,
+            sizes[name],
+        )
+        for at, name in enumerate(largest)
+    ]
     rest = SPACE - sum(group.tokens for group in found)
     if rest and len(sizes) > len(largest):
         kind = "zones" if by_zone else "members"
-        found.append(Group(OTHERS, "dim", f"{count(len(sizes) - len(found))} more {kind}", rest))
+        words = f"{count(len(sizes) - len(found))} more {kind}"
+        found.append(Group("rest", OTHERS, "dim", words, rest))
     return tuple(found)
 
 
@@ -245,7 +257,11 @@ def legend(
         return ()
     if crowded(placement, width, height):
         entries = [
-            (group.letter, group.style, f" {line_of(group.name)} {share(group.tokens)}")
+            (
+                group.letter,
+                group.style,
+                f" {line_of(group.name) or 'no zone'} {share(group.tokens)}",
+            )
             for group in groups(placement, letters)
         ]
     else:
@@ -289,6 +305,8 @@ class RingPicture(Widget):
         self._lines: tuple[tuple[Painted, ...], ...] = ()
         self._painted: Placement | None = None
         self._drawn: tuple[object, ...] = ()
+        self._shares: dict[tuple[str, str], Painted] = {}
+        """Where shares are drawn: how, by kind and name."""
 
     def show(self, placement: Placement, selected: str | None) -> None:
         """Show ``placement``, whose members were given letters; mark what ``selected`` holds. Only
@@ -308,6 +326,12 @@ class RingPicture(Widget):
         drawn = (self._selected, self.size)
         if self._painted is not self._placement or drawn != self._drawn:
             self._painted, self._drawn = self._placement, drawn
+            self._shares = {}
+            if crowded(self._placement, self.size.width, self.size.height):
+                self._shares = {
+                    (group.kind, group.name): (group.letter, group.style)
+                    for group in groups(self._placement, self.letters)
+                }
             self._lines = paint(
                 self._placement, self.letters, self._selected, self.size.width, self.size.height
             )
@@ -328,6 +352,15 @@ class RingPicture(Widget):
                 replicas = self._placement.ring.replicas_at(int(spot.turn * SPACE))
                 if replicas:
                     self.post_message(self.Picked(replicas[0]))
+
+    def mark(self, member: str) -> Painted:
+        """How the picture draws what ``member`` owns."""
+        if not self._shares:
+            return self.letters.of(member), self.letters.colour(member)
+        row = self._placement.state.members.get(member)
+        zone = (row.zone if row is not None else None) or ""
+        own = self._shares.get(("member", member)) or self._shares.get(("zone", zone))
+        return own or (OTHERS, "dim")
 
     def text(self) -> str:
         """The picture without its styles."""

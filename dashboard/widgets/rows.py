@@ -128,7 +128,9 @@ class RowTable(ScrollView, Generic[K], can_focus=True):
         self._cells: Callable[[K], Sequence[Cell]] = lambda _: ()
         self._lines: dict[int, Sequence[Cell]] = {}
         """Cells of the rows drawn last, by index."""
-        self._layout_columns: tuple[tuple[int, int], ...] = ()
+        self._arranged: tuple[tuple[int, int], ...] = ()
+        self._arranged_for = -1
+        self._plain: Style | None = None
         self._cursor = 0
         self._key: K | None = None
         """What the cursor is on; None: whatever is first."""
@@ -237,7 +239,7 @@ class RowTable(ScrollView, Generic[K], can_focus=True):
                 self._go(at)
             return
         x = len(GUTTER)
-        for at, width in self._layout_columns:
+        for at, width in self._arranged:
             if x <= offset.x < x + width + GAP_COLUMNS:
                 self.post_message(self.HeaderClicked(self, self._columns[at].name))
             x += width + GAP_COLUMNS
@@ -259,45 +261,67 @@ class RowTable(ScrollView, Generic[K], can_focus=True):
         super().watch_has_focus(focused)
         self.refresh()
 
+    def notify_style_update(self) -> None:
+        """Another theme, or the focus: the styles are looked up again."""
+        super().notify_style_update()
+        self._plain = None
+
     def render_line(self, y: int) -> Strip:
         """The heading, or one row."""
         width = self.scrollable_content_region.width
-        self._layout_columns = arranged(self._columns, width - len(GUTTER))
+        if width != self._arranged_for:
+            self._arranged_for = width
+            self._arranged = arranged(self._columns, width - len(GUTTER))
         if y == 0:
             return self._heading(width)
-        base = self.rich_style
+        if self._plain is None:
+            self._plain = self.rich_style
         at = self.scroll_offset.y + y - 1
         if at >= len(self._rows):
-            return Strip.blank(width, base)
+            return Strip.blank(width, self._plain)
         cells = self._lines.get(at)
         if cells is None:
             cells = self._lines[at] = self._cells(self._rows[at])
-        here = at == self._cursor
-        if here:
-            base = cursor_style(self)
-        segments = [Segment(GUTTER if here else " ", base)]
-        for index, room in self._layout_columns:
-            text, tone = cells[index]
-            told = fitted(line_of(text), room, right=self._columns[index].right)
-            segments.append(Segment(told, base if here else self._toned(base, tone)))
-            segments.append(Segment(" " * GAP_COLUMNS, base))
-        return Strip(segments).adjust_cell_length(width, base)
+        columns = self._columns
+        told = [
+            (fitted(line_of(cells[index][0]), room, right=columns[index].right), cells[index][1])
+            for index, room in self._arranged
+        ]
+        if at == self._cursor:
+            return _strip([(GUTTER, ""), *told], width, lambda _: cursor_style(self))
+        return _strip([(" ", ""), *told], width, self._toned)
 
-    def _toned(self, base: Style, tone: str) -> Style:
+    def _toned(self, tone: str) -> Style:
+        plain = self._plain or self.rich_style
         if not tone:
-            return base
-        return base + self.get_component_rich_style(f"lines--{tone}", partial=True)
+            return plain
+        return plain + self.get_component_rich_style(f"lines--{tone}", partial=True)
 
     def _heading(self, width: int) -> Strip:
-        plain = self.get_component_rich_style("lines--head")
-        marked = self.get_component_rich_style("lines--head", "lines--strong")
-        segments = [Segment(" ", plain)]
         name, descending = self._sorted
-        for index, room in self._layout_columns:
+        told = [(" ", "head")]
+        for index, room in self._arranged:
             column = self._columns[index]
-            title, style = column.title, plain
+            title, style = column.title, "head"
             if column.name == name:
-                title, style = title + ("▾" if descending else "▴"), marked
-            segments.append(Segment(fitted(title, room, right=column.right), style))
-            segments.append(Segment(" " * GAP_COLUMNS, plain))
-        return Strip(segments).adjust_cell_length(width, plain)
+                title, style = title + ("▾" if descending else "▴"), "head lines--strong"
+            told.append((fitted(title, room, right=column.right), style))
+        return _strip(told, width, self._headed)
+
+    def _headed(self, style: str) -> Style:
+        return self.get_component_rich_style(*f"lines--{style}".split())
+
+
+def _strip(told: Sequence[Cell], width: int, style_of: Callable[[str], Style]) -> Strip:
+    """The gutter and fitted cells as one line of ``width``: one segment for each run of a tone."""
+    segments: list[Segment] = []
+    run, running = told[0]
+    used = len(run)
+    for text, tone in told[1:]:
+        if tone != running:
+            segments.append(Segment(run, style_of(running)))
+            run, running = "", tone
+        run += text + " " * GAP_COLUMNS
+        used += cell_len(text) + GAP_COLUMNS
+    segments.append(Segment(run, style_of(running)))
+    return Strip(segments, used).adjust_cell_length(width, style_of(told[0][1]))
