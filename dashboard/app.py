@@ -262,8 +262,16 @@ class DashApp(App[None]):
         self.explain(self.pane.subject())
 
     def explain(self, subject: Subject | None) -> None:
-        """Explain ``subject``; None: the cluster."""
-        self.push_screen(Words(lambda: explain(self.view, subject)))
+        """Explain ``subject``, by what the tab knows of it or by the view; None: the cluster."""
+        pane = self.pane
+
+        def words() -> str:
+            told = None
+            if subject is not None and self.feed is not None:
+                told = pane.explain(subject, self.view, self.feed)
+            return told or explain(self.view, subject)
+
+        self.push_screen(Words(words))
 
     def action_help(self) -> None:
         """The keys, what this tab shows, and the signs."""
