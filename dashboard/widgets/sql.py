@@ -1,0 +1,1295 @@
+"""The tab SQL: this module alone asks the listener's own store, and travels through its past.
+
+The prompt takes one SELECT; the answer is a table of which only the visible lines are ever drawn.
+The slider names a slot of the past: ``$slot`` in a query is that number, and a query that used it
+is asked again while the slider moves.  A query never holds the screen up and never outlives its
+deadline; who is impatient cancels it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from itertools import accumulate
+from time import localtime, monotonic, strftime
+from typing import Any, ClassVar, Final
+
+import anyio.to_thread
+import msgspec
+from rich.cells import cell_len
+from rich.segment import Segment
+from rich.text import Text
+from textual import events, on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.geometry import Region, Size
+from textual.message import Message
+from textual.screen import ModalScreen
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+from textual.timer import Timer
+from textual.widgets import Label, OptionList, TextArea
+from textual.widgets.option_list import Option
+from textual.widgets.text_area import EditResult, Location
+from textual.worker import Worker
+
+from dashboard.feed import Feed
+from dashboard.sqltext import (
+    Completion,
+    History,
+    Schema,
+    complete,
+    filled,
+    history_path,
+    one_line,
+    tokens,
+    typeable,
+    uses_slot,
+    whole,
+)
+from dashboard.tables import visible
+from dashboard.view import View
+from dashboard.widgets.lines import STYLES, Line, Lines, cut, width_of, wrap
+from dashboard.widgets.pane import Pane, Subject
+from dashboard.widgets.rows import cursor_style, fitted
+from dashboard.words import age, count, plural
+from listeners.listener import Listener, ListenerStoppedError, NoStoreError
+from listeners.sql import (
+    QueryResult,
+    SqlBusyError,
+    SqlDeadlineError,
+    SqlError,
+    SqlInvalidError,
+    SqlMemoryError,
+    SqlRefusedError,
+    SqlTooLargeError,
+    SqlUnavailableError,
+)
+
+DEADLINE_S: Final = 10.0
+"""A query not done by then is interrupted, in seconds."""
+SCRUB_S: Final = 0.1
+"""Soonest after a move of the slider its query is asked again, in seconds."""
+TICK_S: Final = 0.1
+"""So often the time a running query has taken is told anew, in seconds."""
+PAGE_SLOTS: Final = 100
+"""PgUp and PgDn move the slider so far."""
+CELL_COLUMNS: Final = 40
+"""Where a table does not fit, none of its columns is wider than this."""
+CELL_COLUMNS_MAX: Final = 200
+"""No column is ever wider."""
+WIDTH_ROWS: Final = 400
+"""The widths of columns come from so many rows, spread over the result."""
+DETAIL_LINES: Final = 2
+"""The value of the selected cell is told in so many lines below the table."""
+SCHEMA_FUNCTIONS: Final = 2_000
+"""Most functions that are completed to."""
+
+
+class Question(msgspec.Struct, frozen=True):
+    """A ready-made query."""
+
+    title: str
+    sql: str
+
+
+QUESTIONS: Final = (
+    Question(
+        "who owns what",
+        "SELECT replicas[1] AS owner, count(*) AS ranges,\n"
+        "  round(100 * sum(end_token::HUGEINT - start_token + 1) / 2::DOUBLE ** 64, 2) AS percent\n"
+        "FROM ring GROUP BY owner ORDER BY percent DESC, owner",
+    ),
+    Question(
+        "members by zone",
+        "SELECT zone, state, count(*) AS members, sum(weight)::BIGINT AS weight\n"
+        "FROM members_at($slot) GROUP BY ALL ORDER BY ALL",
+    ),
+    Question("members at the slot of the slider", "FROM members_at($slot) ORDER BY id"),
+    Question("config at the slot of the slider", "FROM config_at($slot) ORDER BY key"),
+    Question(
+        "what changed in the last 100 slots",
+        "SELECT slot, kind, op, key, old, new FROM history\n"
+        "WHERE slot BETWEEN $slot - 99 AND $slot ORDER BY slot DESC",
+    ),
+    Question("what differs between the slot of the slider and now", "FROM diff($slot, $now)"),
+    Question("leadership so far", "FROM ballots ORDER BY first_slot DESC"),
+    Question(
+        "largest commits",
+        "SELECT slot, bytes, kind, key, ballot, time FROM commits\n"
+        "ORDER BY bytes DESC, slot DESC LIMIT 20",
+    ),
+    Question(
+        "commits by the minute",
+        "SELECT date_trunc('minute', time) AS minute, count(*) AS commits,\n"
+        "  sum(bytes)::BIGINT AS bytes\n"
+        "FROM commits WHERE time IS NOT NULL GROUP BY minute ORDER BY minute DESC LIMIT 120",
+    ),
+    Question("where this listener is", "FROM listener"),
+)
+"""What F2 offers, each a query of its own."""
+
+_SCHEMA_COLUMNS: Final = (
+    "SELECT table_name, column_name FROM duckdb_columns()"
+    " WHERE schema_name = 'main' AND NOT internal ORDER BY table_name, column_index"
+)
+_SCHEMA_MACROS: Final = (
+    "SELECT function_name, parameters FROM duckdb_functions()"
+    " WHERE schema_name = 'main' AND NOT internal AND function_type = 'table_macro'"
+)
+_SCHEMA_FUNCTIONS: Final = (
+    "SELECT DISTINCT function_name FROM duckdb_functions()"
+    " WHERE function_type IN ('scalar', 'aggregate', 'macro')"
+    " AND regexp_full_match(function_name, '[a-z][a-z0-9_]+')"
+    f" ORDER BY length(function_name), function_name LIMIT {SCHEMA_FUNCTIONS}"
+)
+_OLDEST: Final = "SELECT history_from_slot FROM listener"
+_MOMENT: Final = "SELECT slot, time, ballot, kind, key FROM commits WHERE slot = $slot"
+
+_FAILURES: Final = (SqlError, NoStoreError, ListenerStoppedError, TimeoutError)
+"""What asking the listener raises."""
+
+
+def advice_on(error: Exception) -> str:
+    """What to do about a query that failed."""
+    match error:
+        case SqlRefusedError():
+            return (
+                "One SELECT at a time is run here, and it can only read what the listener stores. "
+                "Changes are made with `trex config`, `trex members`, `trex lock`."
+            )
+        case SqlInvalidError():
+            return "Tab completes names of tables and columns, F2 has ready-made questions."
+        case SqlDeadlineError():
+            return "Narrow it down: a range of slots in WHERE, fewer columns, a LIMIT."
+        case SqlTooLargeError():
+            return "Add a LIMIT, or count and sum instead of listing."
+        case SqlMemoryError():
+            return "Ask for less at once: fewer columns, a range of slots, no sort of everything."
+        case SqlBusyError():
+            return "Other queries run at the same time: try again in a moment."
+        case SqlUnavailableError() | ListenerStoppedError():
+            return "The dashboard's own listener is stopping; start the dashboard again."
+        case NoStoreError():
+            return "Start the dashboard with a directory for its store to use SQL."
+        case _:
+            return ""
+
+
+# --- the prompt -------------------------------------------------------------------------------
+
+
+class Prompt(TextArea):
+    """Where SQL is typed: Enter runs it, Ctrl+J makes a new line, Tab completes."""
+
+    COMPONENT_CLASSES: ClassVar[set[str]] = {
+        "prompt--keyword",
+        "prompt--string",
+        "prompt--variable",
+        "prompt--comment",
+    }
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up", "older", "Older", show=False),
+        Binding("down", "newer", "Newer", show=False),
+        Binding("tab", "complete", "Complete", show=False),
+        Binding("ctrl+j,shift+enter,alt+enter", "new_line", "New line", show=False),
+    ]
+
+    class Submitted(Message):
+        """Enter was pressed: run ``sql``."""
+
+        def __init__(self, sql: str) -> None:
+            super().__init__()
+            self.sql: Final = sql
+
+    class Hinted(Message):
+        """What the word at the cursor may become, changed. ``chosen`` is the one just inserted,
+        -1: none."""
+
+        def __init__(self, candidates: tuple[str, ...], chosen: int) -> None:
+            super().__init__()
+            self.candidates: Final = candidates
+            self.chosen: Final = chosen
+
+    def __init__(self, past: History) -> None:
+        super().__init__(
+            id="sql-prompt",
+            compact=True,
+            highlight_cursor_line=False,
+            placeholder="SELECT …     Enter runs it, Tab completes, F2 has ready-made questions",
+        )
+        self.past: Final = past
+        self.schema = Schema()
+        self._cycle: tuple[Completion, int, Location] | None = None
+        """The completion that Tab goes through, which of it is inserted, and where that ends."""
+        self._hinted: tuple[tuple[str, ...], int] = ((), -1)
+        self._coloured: tuple[str, tuple[tuple[int, int, str], ...]] = ("", ())
+
+    # --- what is typed
+
+    def put(self, sql: str) -> None:
+        """Replace what is typed."""
+        self.load_text(typeable(sql))
+        self.move_cursor(self.document.end)
+        self._look()
+        self.refresh(layout=True)
+
+    def replace(
+        self,
+        insert: str,
+        start: Location,
+        end: Location,
+        *,
+        maintain_selection_offset: bool = True,
+    ) -> EditResult:
+        """As of any text area, but nothing gets in that steers a terminal."""
+        return super().replace(
+            typeable(insert), start, end, maintain_selection_offset=maintain_selection_offset
+        )
+
+    async def on_key(self, event: events.Key) -> None:
+        """Enter runs the query."""
+        if event.key == "enter":
+            event.stop()
+            event.prevent_default()
+            self.post_message(self.Submitted(self.text))
+
+    def action_new_line(self) -> None:
+        """Begin a new line."""
+        start, end = self.selection
+        self.replace("\n", start, end, maintain_selection_offset=False)
+
+    def action_older(self) -> None:
+        """A line up; on the first one the query before."""
+        if not self.cursor_at_first_line:
+            self.action_cursor_up()
+        elif (query := self.past.older(self.text)) is not None:
+            self.put(query)
+
+    def action_newer(self) -> None:
+        """A line down; on the last one the query after."""
+        if not self.cursor_at_last_line:
+            self.action_cursor_down()
+        elif (query := self.past.newer()) is not None:
+            self.put(query)
+
+    # --- completion
+
+    def action_complete(self) -> None:
+        """Complete the word at the cursor; again: the next possibility. With nothing to complete,
+        Tab leaves the prompt."""
+        if self._cycle is not None:
+            completion, chosen, _ = self._cycle
+            chosen = (chosen + 1) % len(completion.candidates)
+        else:
+            completion, chosen = self._completion(), 0
+            if not completion.candidates:
+                self.screen.focus_next()
+                return
+        row, column = self.cursor_location
+        typed = self._at() - completion.start if self._cycle is None else len(self._inserted())
+        start = (row, column - typed)
+        text = completion.candidates[chosen]
+        self.replace(text, start, (row, column), maintain_selection_offset=False)
+        self.move_cursor((start[0], start[1] + len(text)))
+        self._cycle = (completion, chosen, self.cursor_location)
+        self._look()
+
+    def _completion(self) -> Completion:
+        if not self.selection.is_empty:
+            return Completion(0)
+        return complete(self.schema, self.text, self._at())
+
+    def _at(self, row: int | None = None) -> int:
+        """The offset in the text of the cursor, or of where line ``row`` begins."""
+        line, column = self.cursor_location if row is None else (row, 0)
+        return sum(len(self.document.get_line(each)) + 1 for each in range(line)) + column
+
+    def _inserted(self) -> str:
+        """What Tab inserted last."""
+        return "" if self._cycle is None else self._cycle[0].candidates[self._cycle[1]]
+
+    @on(TextArea.SelectionChanged)
+    @on(TextArea.Changed)
+    def _typed(self) -> None:
+        self._look()
+
+    def _look(self) -> None:
+        """Tell what the word at the cursor may become."""
+        if self._cycle is not None and self._cycle[2] != self.cursor_location:
+            self._cycle = None
+        if self._cycle is not None:
+            hinted = (self._cycle[0].candidates, self._cycle[1])
+            self.suggestion = ""
+        else:
+            completion = self._completion()
+            hinted = (completion.candidates, -1)
+            at_end = self.cursor_at_end_of_line and self.has_focus
+            self.suggestion = ""
+            if completion.candidates and at_end:
+                self.suggestion = completion.candidates[0][self._at() - completion.start :]
+        if hinted != self._hinted:
+            self._hinted = hinted
+            self.post_message(self.Hinted(*hinted))
+
+    # --- colours
+
+    def get_line(self, line_index: int) -> Text:
+        """A line of the query, with its keywords, texts and variables told apart."""
+        line = super().get_line(line_index)
+        start = self._at(line_index)
+        end = start + len(line)
+        for first, last, name in self._colours():
+            if first < end and last > start:
+                style = self.get_component_rich_style(f"prompt--{name}", partial=True)
+                line.stylize(style, max(0, first - start), min(end, last) - start)
+        return line
+
+    def _colours(self) -> tuple[tuple[int, int, str], ...]:
+        if self._coloured[0] != self.text:
+            told = {"keyword", "string", "variable", "comment"}
+            self._coloured = (
+                self.text,
+                tuple((t.start, t.end, t.kind) for t in tokens(self.text) if t.kind in told),
+            )
+        return self._coloured[1]
+
+
+# --- the answer -------------------------------------------------------------------------------
+
+
+class ResultTable(ScrollView, can_focus=True):
+    """A result of any size, with a cursor on one of its cells."""
+
+    COMPONENT_CLASSES: ClassVar[set[str]] = {f"lines--{name}" for name in STYLES}
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up,k", "move(-1, 0)", "Up", show=False),
+        Binding("down,j", "move(1, 0)", "Down", show=False),
+        Binding("left", "move(0, -1)", "Left", show=False),
+        Binding("right", "move(0, 1)", "Right", show=False),
+        Binding("pageup", "page(-1)", "Page up", show=False),
+        Binding("pagedown", "page(1)", "Page down", show=False),
+        Binding("home", "edge(0)", "First column", show=False),
+        Binding("end", "edge(1)", "Last column", show=False),
+        Binding("ctrl+home", "corner(0)", "First row", show=False),
+        Binding("ctrl+end", "corner(1)", "Last row", show=False),
+    ]
+
+    class Moved(Message):
+        """Another cell is selected."""
+
+    def __init__(self) -> None:
+        super().__init__(id="sql-rows")
+        self._result = QueryResult((), (), (), 0, 0)
+        self._titles: tuple[str, ...] = ()
+        self._right: tuple[bool, ...] = ()
+        self._longest: tuple[int, ...] = ()
+        self._widths: tuple[int, ...] = ()
+        self._starts: tuple[int, ...] = ()
+        """Where each column begins; one more: where the last ends."""
+        self._row = 0
+        self._column = 0
+
+    def show(self, result: QueryResult) -> None:
+        """Show ``result``. The cursor stays where it is if the columns are those of before."""
+        if result.columns != self._result.columns:
+            self._row = self._column = 0
+            self.scroll_to(0, 0, animate=False, force=True)
+        self._result = result
+        self._row = max(0, min(self._row, len(result.rows) - 1))
+        self._titles = tuple(one_line(name) for name in result.columns)
+        self._right = tuple(_is_number(sql_type) for sql_type in result.types)
+        self._longest = self._measured(result)
+        self._lay_out()
+        self.refresh()
+        self.post_message(self.Moved())
+
+    @property
+    def row_count(self) -> int:
+        """How many rows there are."""
+        return len(self._result.rows)
+
+    @property
+    def cursor(self) -> tuple[int, int]:
+        """The selected cell: (row, column), from 0."""
+        return self._row, self._column
+
+    @property
+    def selected(self) -> tuple[str, str, Any] | None:
+        """(column, type, value) of the selected cell; None if there is no row."""
+        result = self._result
+        if not result.rows or not result.columns:
+            return None
+        at = self._column
+        return result.columns[at], result.types[at], result.rows[self._row][at]
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether the selected cell shows less than its value."""
+        chosen = self.selected
+        return chosen is not None and (
+            "\n" in whole(chosen[2], chosen[1])
+            or cell_len(one_line(chosen[2], chosen[1])) > self._widths[self._column]
+        )
+
+    # --- where things are
+
+    def _measured(self, result: QueryResult) -> tuple[int, ...]:
+        """The columns that the longest of the rows looked at needs."""
+        step = max(1, len(result.rows) // WIDTH_ROWS)
+        looked = result.rows[::step]
+        return tuple(
+            min(
+                CELL_COLUMNS_MAX,
+                max(
+                    cell_len(title),
+                    max((cell_len(one_line(row[at], sql_type)) for row in looked), default=0),
+                ),
+            )
+            for at, (title, sql_type) in enumerate(zip(self._titles, result.types, strict=True))
+        )
+
+    def _lay_out(self) -> None:
+        room = self.scrollable_content_region.width
+        cap = CELL_COLUMNS_MAX
+        while cap > CELL_COLUMNS and sum(min(each, cap) + 1 for each in self._longest) > room:
+            cap -= 1
+        self._widths = tuple(max(1, min(each, cap)) for each in self._longest)
+        self._starts = tuple(accumulate((width + 1 for width in self._widths), initial=0))
+        self.virtual_size = Size(self._starts[-1], len(self._result.rows) + 1)
+
+    def on_resize(self) -> None:
+        """Columns may be wider now."""
+        self._lay_out()
+        self._reveal()
+        self.refresh()
+
+    # --- moving
+
+    def _go(self, row: int, column: int) -> None:
+        rows, columns = len(self._result.rows), len(self._result.columns)
+        if not rows or not columns:
+            return
+        before = self.cursor
+        self._redraw()
+        self._row, self._column = max(0, min(row, rows - 1)), max(0, min(column, columns - 1))
+        self._redraw()
+        self._reveal()
+        if self.cursor != before:
+            self.post_message(self.Moved())
+
+    def _redraw(self) -> None:
+        y = self._row - self.scroll_offset.y + 1
+        if 0 < y < self.size.height:
+            self.refresh(Region(0, y, self.size.width, 1))
+
+    def _reveal(self) -> None:
+        """Scroll so that the selected cell is to be seen."""
+        if not self._widths:
+            return
+        x, y = self.scroll_offset
+        region = self.scrollable_content_region
+        page = max(1, region.height - 1)
+        start, end = self._starts[self._column], self._starts[self._column + 1] - 1
+        if end > x + region.width:
+            x = end - region.width
+        x = min(x, start)
+        y = max(min(y, self._row), self._row - page + 1)
+        if (x, y) != self.scroll_offset:
+            self.scroll_to(x, y, animate=False, force=True)
+
+    def action_move(self, rows: int, columns: int) -> None:
+        """Move the cursor by cells."""
+        self._go(self._row + rows, self._column + columns)
+
+    def action_page(self, by: int) -> None:
+        """Move the cursor by screens."""
+        page = max(1, self.scrollable_content_region.height - 2)
+        self._go(self._row + by * page, self._column)
+
+    def action_edge(self, end: int) -> None:
+        """To the first or the last column."""
+        self._go(self._row, len(self._result.columns) - 1 if end else 0)
+
+    def action_corner(self, end: int) -> None:
+        """To the first or the last row."""
+        self._go(len(self._result.rows) - 1 if end else 0, self._column)
+
+    def on_click(self, event: events.Click) -> None:
+        """The cursor goes where was clicked."""
+        offset = event.get_content_offset(self)
+        if offset is None or not self._widths:
+            return
+        row = offset.y + self.scroll_offset.y - 1 if offset.y else self._row
+        column = bisect_right(self._starts, offset.x + self.scroll_offset.x) - 1
+        if row < len(self._result.rows):
+            self._go(row, column)
+
+    def watch_has_focus(self, focused: bool) -> None:
+        """The cursor is bright where the keys go."""
+        super().watch_has_focus(focused)
+        self.refresh()
+
+    # --- drawing
+
+    def render_line(self, y: int) -> Strip:
+        """The heading, or a row: what of it is to be seen."""
+        width = self.scrollable_content_region.width
+        x = self.scroll_offset.x
+        base = self.rich_style
+        row = self.scroll_offset.y + y - 1
+        if not self._widths or (y and row >= len(self._result.rows)):
+            return Strip.blank(width, base)
+        head = self.get_component_rich_style("lines--head")
+        values = None if y == 0 else self._result.rows[row]
+        first = max(0, bisect_right(self._starts, x) - 1)
+        segments: list[Segment] = []
+        shown = 0
+        for at in range(first, len(self._widths)):
+            if self._starts[at] >= x + width:
+                break
+            room, right = self._widths[at], self._right[at]
+            if values is None:
+                text, style = fitted(self._titles[at], room, right=right), head
+            else:
+                value = values[at]
+                text = fitted(one_line(value, self._result.types[at]), room, right=right)
+                style = base
+                if row == self._row and at == self._column:
+                    style = cursor_style(self)
+                elif value is None:
+                    style = base + self.get_component_rich_style("lines--dim", partial=True)
+                elif row == self._row:
+                    style = base + self.get_component_rich_style("lines--strong", partial=True)
+            segments += [Segment(text, style), Segment(" ", head if values is None else base)]
+            shown += room + 1
+        start = x - self._starts[first]
+        fill = head if values is None else base
+        return Strip(segments, shown).crop_extend(start, start + width, fill)
+
+
+def _is_number(sql_type: str) -> bool:
+    return sql_type.startswith(("DECIMAL", "DOUBLE", "FLOAT")) or (
+        sql_type.endswith(("INT", "INTEGER")) and "[" not in sql_type
+    )
+
+
+# --- the slider -------------------------------------------------------------------------------
+
+
+class Moment(msgspec.Struct, frozen=True):
+    """What the store says of a slot: when it was proposed (milliseconds; None: it does not say),
+    under which ballot, and what it is."""
+
+    slot: int
+    time_ms: int | None
+    ballot: str
+    what: str
+
+
+class SlotSlider(Lines, can_focus=True):
+    """A slot of the past, or "now", which follows: the slider, and below it which slot that is."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("left", "move(-1)", "A slot back", show=False),
+        Binding("right", "move(1)", "A slot on", show=False),
+        Binding("shift+left", "move_share(-1)", "1 % back", show=False),
+        Binding("shift+right", "move_share(1)", "1 % on", show=False),
+        Binding("pageup", f"move(-{PAGE_SLOTS})", "100 slots back", show=False),
+        Binding("pagedown", f"move({PAGE_SLOTS})", "100 slots on", show=False),
+        Binding("home", "oldest", "The oldest slot", show=False),
+        Binding("end", "now", "Now", show=False),
+        Binding("g", "type", "Type a slot", show=False),
+    ]
+
+    class Moved(Message):
+        """Another slot is shown, or now."""
+
+    def __init__(self) -> None:
+        super().__init__(id="sql-slot")
+        self._low = 0
+        self._high = 0
+        self._slot: int | None = None
+        self._now_ms = 0
+        self._moment: Moment | None = None
+        self._typing: str | None = None
+        self._dragged = False
+
+    # --- what it shows
+
+    @property
+    def slot(self) -> int | None:
+        """The slot of the past that is shown; None: now."""
+        return self._slot
+
+    @property
+    def typing(self) -> bool:
+        """Whether a slot is being typed."""
+        return self._typing is not None
+
+    def show(self, low: int, high: int, now_ms: int) -> None:
+        """The slots there are to go to, and the time."""
+        self._low, self._high, self._now_ms = min(low, high), high, now_ms
+        if self._slot is not None and not self._low <= self._slot < self._high:
+            self._to(self._slot)
+        self._draw()
+
+    def tell(self, moment: Moment | None) -> None:
+        """What is known of the slot shown."""
+        self._moment = moment
+        self._draw()
+
+    def _draw(self) -> None:
+        width = self.scrollable_content_region.width
+        if width <= 0:
+            return
+        self.put((self._bar(width), self._words(width)))
+
+    def _bar(self, width: int) -> Line:
+        left, right = f" {count(self._low)} ", f" {count(self._high)} now "
+        room = max(3, width - len(left) - len(right))
+        at = self._column_of(room)
+        knob = "◆" if self._slot is not None else "●"
+        tone = "cursor" if self.has_focus else "strong"
+        bar: Line = (("━" * at, "chart"), (knob, tone), ("─" * (room - 1 - at), "dim"))
+        return ((left, "dim"), *bar, (right, "dim" if self._slot is not None else "strong"))
+
+    def _words(self, width: int) -> Line:
+        if self._typing is not None:
+            words = f" go to slot: {self._typing}▏   "
+            return ((words, "strong"), (cut("Enter goes, Esc does not", width - 20), "dim"))
+        if self._slot is None:
+            told = f" now: $slot is the newest stored slot, {count(self._high)}"
+            keys = "   ← → PgUp PgDn g move it" if self.has_focus else "   Tab, ← into the past"
+            if self._high == 0:
+                told, keys = " nothing is stored yet", ": there is no past to go to"
+            return ((cut(told, width), "strong"), (cut(keys, width - cell_len(told)), "dim"))
+        head = f" $slot {count(self._slot)}"
+        moment = self._moment
+        if moment is None or moment.slot != self._slot:
+            return ((head, "strong"), (" …", "dim"))
+        told = self._when(moment) + (f" under {moment.ballot}" if moment.ballot else "")
+        return (
+            (head, "strong"),
+            (cut(f"  {told}", width - cell_len(head)), ""),
+            (cut(f"  {moment.what}", width - cell_len(head) - 2 - cell_len(told)), "dim"),
+        )
+
+    def _when(self, moment: Moment) -> str:
+        if moment.time_ms is None:
+            return "" if moment.ballot else "before the first slot kept here"
+        ago_ms = self._now_ms - moment.time_ms
+        shape = "%H:%M:%S" if abs(ago_ms) < 20 * 3_600_000 else "%Y-%m-%d %H:%M:%S"
+        told = strftime(shape, localtime(moment.time_ms / 1000))
+        return f"{told}, {age(ago_ms)} ago" if ago_ms > 0 else told
+
+    def _column_of(self, room: int) -> int:
+        if self._slot is None or self._high <= self._low:
+            return room - 1
+        share = (self._slot - self._low) / (self._high - self._low)
+        return max(0, min(room - 2, round(share * (room - 1))))
+
+    # --- moving it
+
+    def _to(self, slot: int | None) -> None:
+        """Go to ``slot``, as near as there is one; the newest is now."""
+        if slot is not None:
+            slot = max(self._low, slot)
+            if slot >= self._high:
+                slot = None
+        if slot != self._slot:
+            self._slot = slot
+            self._draw()
+            self.post_message(self.Moved())
+
+    def action_move(self, slots: int) -> None:
+        """Move by so many slots."""
+        self._to((self._high if self._slot is None else self._slot) + slots)
+
+    def action_move_share(self, percent: int) -> None:
+        """Move by so many hundredths of what there is, one slot at least."""
+        self.action_move(percent * max(1, (self._high - self._low) // 100))
+
+    def action_oldest(self) -> None:
+        """To the oldest state there is."""
+        self._to(self._low)
+
+    def action_now(self) -> None:
+        """To the newest, and follow it."""
+        self._to(None)
+
+    def action_type(self) -> None:
+        """Type the slot to go to."""
+        self._typing = ""
+        self._draw()
+
+    def on_key(self, event: events.Key) -> None:
+        """Digits of a slot that is being typed."""
+        if self._typing is None:
+            return
+        typed = event.character or ""
+        if event.key in ("enter", "escape"):
+            slot, self._typing = self._typing, None
+            if event.key == "enter" and slot:
+                self._to(int(slot))
+        elif event.key == "backspace":
+            self._typing = self._typing[:-1]
+        elif typed in set("0123456789"):
+            self._typing = (self._typing + typed)[:18]
+        elif typed not in (",", "_", " "):
+            self._typing = None
+            self._draw()
+            return
+        event.stop()
+        event.prevent_default()
+        self._draw()
+
+    def _pointed(self, event: events.MouseEvent) -> None:
+        width = self.scrollable_content_region.width
+        left, right = len(f" {count(self._low)} "), len(f" {count(self._high)} now ")
+        room = max(3, width - left - right)
+        x = event.get_content_offset_capture(self).x - left
+        if x >= room - 1:
+            self._to(None)
+        else:
+            self._to(self._low + round(max(0, x) / (room - 1) * (self._high - self._low)))
+
+    def on_mouse_down(self, event: events.MouseDown) -> None:
+        """The knob goes where was clicked, and with the mouse."""
+        offset = event.get_content_offset(self)
+        if offset is not None and offset.y == 0:
+            self._dragged = True
+            self.capture_mouse()
+            self._pointed(event)
+
+    def on_mouse_move(self, event: events.MouseMove) -> None:
+        """The knob follows."""
+        if self._dragged:
+            self._pointed(event)
+
+    def on_mouse_up(self) -> None:
+        """The knob stays."""
+        if self._dragged:
+            self._dragged = False
+            self.release_mouse()
+
+    def on_resize(self) -> None:
+        """The slider is as wide as there is room."""
+        self._draw()
+
+    def watch_has_focus(self, focused: bool) -> None:
+        """The knob is bright where the keys go."""
+        super().watch_has_focus(focused)
+        if not focused:
+            self._typing = None
+        self._draw()
+
+
+# --- ready-made questions -----------------------------------------------------------------------
+
+
+class Questions(ModalScreen[Question | None]):
+    """Ready-made questions, one of which is asked."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,f2,q", "dismiss", "Close")]
+
+    def compose(self) -> ComposeResult:
+        """One list."""
+        yield OptionList(*(Option(self._told(each)) for each in QUESTIONS), id="sql-questions")
+        yield Label("Enter asks   ↑ ↓ choose   Esc closes", id="sql-questions-keys")
+
+    @staticmethod
+    def _told(question: Question) -> Text:
+        return Text.assemble(
+            (question.title, "bold"), "\n  ", (" ".join(question.sql.split()), "dim"),
+            no_wrap=True, overflow="ellipsis",
+        )  # fmt: skip
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        """Leave with what was chosen."""
+        self.dismiss(QUESTIONS[event.option_index])
+
+
+# --- the tab ----------------------------------------------------------------------------------
+
+
+class _Asked(msgspec.Struct, frozen=True):
+    """A query as it was typed, and the slots it was asked for."""
+
+    sql: str
+    slot: int
+    now: int
+
+
+class SqlPane(Pane):
+    """SQL over what the dashboard's own listener stored."""
+
+    TITLE = "SQL"
+    HELP = """
+Ask the store of the dashboard's own listener: it holds everything the voters fixed, and asking it
+costs them nothing. One SELECT at a time; it can only read, and is interrupted after 10 s.
+
+**Tables** `members`, `config`, `leases`, `ring` (as of the newest stored slot), `commits` (every
+slot one row), `history` (every change with its old and new row), `ballots` (who led when),
+`listener` (where this listener is). **Time travel** `members_at(slot)`, `config_at(slot)`,
+`diff(a, b)`. In a query `$slot` is the slot of the slider and `$now` the newest stored one; moving
+the slider asks a query with `$slot` again.
+
+    SELECT id, zone, state FROM members WHERE zone = 'a'
+    FROM config_at($slot) WHERE key LIKE 'limits/%'
+    SELECT key, old, new FROM diff($slot, $now)
+
+Times are UTC in the tables, local beside the slider; they are the proposers' clocks.
+
+| Key | |
+|---|---|
+| Enter, Ctrl+J | run; a new line |
+| Tab, → | complete the word; Tab again: the next possibility |
+| ↑ ↓ | older and newer queries |
+| F2 | ready-made questions (outside the prompt `a` too) |
+| Esc | cancel the query that runs; else leave the prompt |
+| i or / | back into the prompt |
+| r | ask again |
+| arrows, PgUp, PgDn, Home, End | in the table: move |
+| ← →, PgUp, PgDn, Home, End | on the slider: 1 slot, 100 slots, oldest, now |
+| Shift+← → | on the slider: 1 % |
+| g | on the slider: type a slot |
+| v, y | in the table: the whole value; copy it |
+"""
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("f2", "questions", "Questions"),
+        Binding("a", "questions", show=False),
+        Binding("escape", "leave", "Cancel"),
+        Binding("i,slash", "prompt", "Prompt", key_display="/"),
+        Binding("r", "again", "Again"),
+        Binding("v", "value", "Whole value"),
+        Binding("y", "copy", "Copy"),
+    ]
+
+    def __init__(self, past: History | None = None) -> None:
+        super().__init__()
+        self._past = History(history_path()) if past is None else past
+        self._listener: Listener | None = None
+        self._oldest = 1
+        self._resets = 0
+        self._last: str | None = None
+        """The query asked last, as typed."""
+        self._work: Worker[None] | None = None
+        """The query that runs."""
+        self._begun_s = 0.0
+        self._ticking: Timer | None = None
+        self._scrubbing: Timer | None = None
+        self._moved = False
+        """The slider moved, and nobody has looked yet."""
+        self._told: Line = ()
+        self._error = ""
+        self._answered = False
+        self._expanded = False
+
+    def compose(self) -> ComposeResult:
+        """From above: the prompt, completions, the slider, the status, the answer, the cell."""
+        yield Prompt(self._past)
+        yield Lines(id="sql-hints")
+        yield SlotSlider()
+        yield Lines(id="sql-status")
+        yield ResultTable()
+        yield Lines(id="sql-words")
+        yield Lines(id="sql-cell")
+
+    def on_mount(self) -> None:
+        """Remember what was asked before."""
+        self._prompt = self.query_one(Prompt)
+        self._slider = self.query_one(SlotSlider)
+        self._rows = self.query_one(ResultTable)
+        self._rows.display = False
+        self.run_worker(self._remember_past(), group="history")
+        self._tell()
+
+    async def _remember_past(self) -> None:
+        await anyio.to_thread.run_sync(self._past.load)
+        self._tell()
+
+    # --- the contract of a pane
+
+    def show(self, view: View, feed: Feed) -> None:
+        """Follow the newest stored slot; nothing is asked for it."""
+        listener = feed.listener
+        resets = listener.counters.get("resets", 0)
+        if listener is not self._listener or resets != self._resets:
+            if listener is not self._listener and self._listener is not None:
+                self._slider.action_now()
+            self._listener, self._resets = listener, resets
+            self.run_worker(
+                self._learn(listener), group="schema", exclusive=True, exit_on_error=False
+            )
+        self._slider.show(self._oldest - 1, listener.stored or 0, view.now_ms)
+        if not self._answered and not self._error:
+            self._draw_words()
+
+    def subject(self) -> Subject | None:
+        """The slot, ballot, voter or member that the selected cell names."""
+        chosen = self._rows.selected if self._rows.display else None
+        if chosen is None or chosen[2] is None:
+            return None
+        column, _, value = chosen
+        match column:
+            case "slot" | "first_slot" | "last_slot" | "joined_slot" | "updated_slot":
+                kind = "slot"
+            case "ballot" | "voter":
+                kind = column
+            case "id" | "owner" if isinstance(value, str):
+                kind = "member"
+            case _:
+                return None
+        return Subject(kind, str(value)) if isinstance(value, (int, str)) else None
+
+    # --- what is known of the store
+
+    async def _learn(self, listener: Listener) -> None:
+        """Ask once what there is to ask for, and how far back it goes."""
+        with suppress(*_FAILURES):
+            found = await listener.sql(_OLDEST, deadline_s=DEADLINE_S)
+            if found.rows and isinstance(found.rows[0][0], int):
+                self._oldest = found.rows[0][0]
+            self._prompt.schema = await _schema_of(listener)
+            self._tell()
+
+    # --- asking
+
+    @on(Prompt.Submitted)
+    def _submitted(self, event: Prompt.Submitted) -> None:
+        self.ask(event.sql)
+
+    def ask(self, sql: str) -> None:
+        """Run ``sql`` now, instead of whatever runs; what comes of it is shown."""
+        if not sql.strip():
+            return
+        if self._past.add(sql):
+            self.run_worker(self._keep(sql), group="history")
+        self._last = sql
+        self._run(sql)
+
+    async def _keep(self, sql: str) -> None:
+        await anyio.to_thread.run_sync(self._past.save, sql)
+        if self._past.trouble:
+            self._tell()
+
+    def _run(self, sql: str) -> None:
+        self._stop()
+        listener = self._listener
+        if listener is None:
+            self._fail("the stream of the voters is not joined yet", "Try again in a moment.")
+            return
+        self._begun_s = monotonic()
+        self._ticking = self.set_interval(TICK_S, self._tell)
+        self._work = self.run_worker(self._answer(listener, sql), group="sql")
+        self._tell()
+
+    async def _answer(self, listener: Listener, sql: str) -> None:
+        now = listener.stored or 0
+        slot = self._slider.slot
+        asked = _Asked(sql, now if slot is None else min(slot, now), now)
+        try:
+            result = await listener.sql(filled(sql, asked.slot, asked.now), deadline_s=DEADLINE_S)
+        except _FAILURES as error:
+            self._ended()
+            self._fail(str(error), advice_on(error))
+        else:
+            took_s = monotonic() - self._begun_s
+            self._ended()
+            self._show_result(asked, result, took_s)
+        self._look_again()
+
+    def _show_result(self, asked: _Asked, result: QueryResult, took_s: float) -> None:
+        self._answered, self._error = True, ""
+        self._rows.display = True
+        self._rows.show(result)
+        self._draw_words()
+        rows = plural(len(result.rows), "row") if result.rows else "no rows"
+        told: list[tuple[str, str]] = [
+            (f" {rows}", "strong"),
+            (f" in {_took(took_s)}, as of slot {count(result.slot)}", ""),
+        ]
+        if uses_slot(asked.sql):
+            told.append((f", $slot {count(asked.slot)}", "strong"))
+        if result.lag > 0:
+            told.append((f", {plural(result.lag, 'slot')} behind the tip", "dim"))
+        self._told = tuple(told)
+        self._tell()
+
+    def _fail(self, text: str, advice: str) -> None:
+        self._error = f"{visible(text)}\n\n→ {advice}" if advice else visible(text)
+        self._told = ((" ✗ not answered", "bad"),)
+        self._rows.display = False
+        self._draw_words()
+        self._tell()
+
+    def _ended(self) -> None:
+        self._work = None
+        if self._ticking is not None:
+            self._ticking.stop()
+            self._ticking = None
+
+    def _stop(self) -> bool:
+        """Cancel the query that runs, if any: its engine is interrupted at once."""
+        work = self._work
+        if work is None:
+            return False
+        self._ended()
+        work.cancel()
+        return True
+
+    # --- the slider
+
+    @on(SlotSlider.Moved)
+    def _slid(self) -> None:
+        self._moved = True
+        self._look_again()
+
+    def _look_again(self) -> None:
+        """If the slider moved, ask again soon, once for all moves until then; not before what runs
+        is through."""
+        if self._moved and self._scrubbing is None and self._work is None:
+            self._scrubbing = self.set_timer(SCRUB_S, self._scrub)
+
+    def _scrub(self) -> None:
+        self._scrubbing = None
+        if self._work is not None or self._listener is None:
+            return  # when that is through, it looks again
+        self._moved = False
+        self.run_worker(self._ask_moment(self._listener), group="moment", exclusive=True)
+        if self._last is not None and self._answered_by_slot():
+            self._run(self._last)
+
+    def _answered_by_slot(self) -> bool:
+        return self._last is not None and uses_slot(self._last)
+
+    async def _ask_moment(self, listener: Listener) -> None:
+        slot = self._slider.slot
+        if slot is None:
+            self._slider.tell(None)
+            return
+        with suppress(*_FAILURES):
+            found = await listener.sql(filled(_MOMENT, slot, slot), deadline_s=DEADLINE_S)
+            self._slider.tell(_moment_of(slot, found))
+
+    # --- words
+
+    def _tell(self) -> None:
+        """The status line."""
+        status = self.query_one("#sql-status", Lines)
+        if self._work is not None:
+            took_ms = int((monotonic() - self._begun_s) * 1000)
+            status.put(((("  running ", "strong"), (age(took_ms), ""), ("   Esc cancels", "dim")),))
+        else:
+            trouble = self._past.trouble
+            status.put(((*self._told, (f"   {visible(trouble)}" if trouble else "", "dim")),))
+        self.refresh_bindings()
+
+    def _draw_words(self) -> None:
+        """What stands where the answer would: what went wrong, or what can be asked."""
+        words = self.query_one("#sql-words", Lines)
+        words.display = not self._rows.display
+        if self._rows.display:
+            words.put(())
+            return
+        width = max(20, self.size.width - 2)
+        if self._error:
+            words.put(_error_picture(self._error, width))
+        else:
+            words.put(self._introduction(width))
+
+    def _introduction(self, width: int) -> tuple[Line, ...]:
+        listener = self._listener
+        if listener is not None and listener.stored is None:
+            return (((" this listener keeps no store: there is nothing to ask", "warn"),),)
+        lines: list[Line] = []
+        if listener is not None and not listener.stored:
+            lines += [
+                ((" nothing is stored yet: no slot was heard of since the start", "warn"),),
+                (),
+            ]
+        sources = ", ".join(
+            f"{each}…)" if each.endswith("(") else each for each in self._prompt.schema.sources
+        )
+        lines += [((f" {line}", ""),) for line in wrap(f"Ask of: {sources or '…'}", width, 4)]
+        examples = ("SELECT * FROM members", "FROM config_at($slot)", "FROM diff($slot, $now)")
+        lines += [(), *(((f"   {each}", "key"),) for each in examples), ()]
+        lines.append(((cut(" F2: ready-made questions   ?: help", width), "dim"),))
+        return tuple(lines)
+
+    @on(Prompt.Hinted)
+    def _hinted(self, event: Prompt.Hinted) -> None:
+        hints = self.query_one("#sql-hints", Lines)
+        room = self.size.width - 1
+        pieces: list[tuple[str, str]] = []
+        first = max(0, event.chosen - 2)
+        for at, each in enumerate(event.candidates[first:], first):
+            piece = (f" {each}", "cursor" if at == event.chosen else "key" if at == 0 else "dim")
+            if width_of((*pieces, piece)) > room - 2:
+                pieces.append((" …", "dim"))
+                break
+            pieces.append(piece)
+        hints.put((tuple(pieces),))
+
+    @on(ResultTable.Moved)
+    def _cell_chosen(self) -> None:
+        self._draw_cell()
+
+    def _draw_cell(self) -> None:
+        cell = self.query_one("#sql-cell", Lines)
+        chosen = self._rows.selected if self._rows.display else None
+        cell.display = chosen is not None
+        if chosen is None:
+            return
+        column, sql_type, value = chosen
+        width = max(20, self.size.width)
+        most = max(3, self.size.height // 2) if self._expanded else DETAIL_LINES
+        row, _ = self._rows.cursor
+        head = f" {count(row + 1)}/{count(self._rows.row_count)} {one_line(column)} "
+        text = whole(value, sql_type)
+        cell.put(_cell_picture(head, text, width, most))
+
+    def on_resize(self) -> None:
+        """Words are broken anew."""
+        if self.is_mounted:
+            self._draw_words()
+            self._draw_cell()
+
+    # --- keys
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Only what can be done now is offered."""
+        if not self.is_mounted:
+            return True
+        match action:
+            case "leave":
+                return self._work is not None or self.screen.focused is self._prompt
+            case "copy" | "value":
+                return self._rows.display and self._rows.selected is not None
+            case "again":
+                return self._last is not None
+            case "prompt":
+                return self.screen.focused is not self._prompt
+            case _:
+                return super().check_action(action, parameters)
+
+    def action_leave(self) -> None:
+        """Cancel the query that runs; else leave the prompt."""
+        took_s = monotonic() - self._begun_s
+        if self._stop():
+            self._moved = False
+            self._told = ((f" cancelled after {_took(took_s)}", "warn"),)
+            self._tell()
+        elif self._rows.display:
+            self._rows.focus()
+        else:
+            self._slider.focus()
+
+    def action_prompt(self) -> None:
+        """Back into the prompt."""
+        self._prompt.focus()
+
+    def action_again(self) -> None:
+        """Ask the last query again."""
+        if self._last is not None:
+            self._run(self._last)
+
+    def action_questions(self) -> None:
+        """Choose a ready-made question, and ask it."""
+
+        def chosen(question: Question | None) -> None:
+            if question is not None:
+                self._prompt.put(question.sql)
+                self.ask(question.sql)
+
+        self.app.push_screen(Questions(), chosen)
+
+    def action_value(self) -> None:
+        """The whole value of the cell, or its beginning again."""
+        self._expanded = not self._expanded
+        self._draw_cell()
+
+    def action_copy(self) -> None:
+        """Copy the value of the cell, what would steer a terminal spelled out."""
+        chosen = self._rows.selected
+        if chosen is not None:
+            text = whole(chosen[2], chosen[1]).replace("\n", "\\n")
+            self.app.copy_to_clipboard(text)
+            self.notify(f"copied {plural(len(text), 'character')}", timeout=2)
+
+
+async def _schema_of(listener: Listener) -> Schema:
+    """What there is to ask for. Raises what asking raises."""
+    columns: dict[str, tuple[str, ...]] = {}
+    found = await listener.sql(_SCHEMA_COLUMNS, deadline_s=DEADLINE_S)
+    for table, column in found.rows:
+        columns[str(table)] = (*columns.get(str(table), ()), str(column))
+    macros: dict[str, tuple[str, ...]] = {}
+    found = await listener.sql(_SCHEMA_MACROS, deadline_s=DEADLINE_S)
+    now = str(listener.stored or 0)
+    for name, parameters in found.rows:
+        macros[str(name)] = tuple(map(str, parameters))
+        columns[str(name)] = ()
+        with suppress(SqlError):  # one that is not about slots
+            slots = ", ".join(now for _ in parameters)
+            told = await listener.sql(f"FROM {name}({slots}) LIMIT 0", deadline_s=DEADLINE_S)
+            columns[str(name)] = told.columns
+    found = await listener.sql(_SCHEMA_FUNCTIONS, deadline_s=DEADLINE_S)
+    return Schema(columns, macros, tuple(str(row[0]) for row in found.rows))
+
+
+def _moment_of(slot: int, found: QueryResult) -> Moment:
+    if not found.rows:
+        return Moment(slot, None, "", "")
+    _, time, ballot, kind, key = found.rows[0]
+    time_ms = None
+    if isinstance(time, datetime):
+        time_ms = int(time.replace(tzinfo=UTC).timestamp() * 1000)
+    what = one_line(kind) if key is None else f"{one_line(kind)} {one_line(key)}"
+    return Moment(slot, time_ms, one_line(ballot), what)
+
+
+def _took(seconds: float) -> str:
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms" if seconds >= 0.01 else f"{seconds * 1000:.1f} ms"
+    return f"{seconds:.1f} s"
+
+
+def _error_picture(error: str, width: int) -> tuple[Line, ...]:
+    """The error as it came, its lines kept so that marks stay under what they mark."""
+    lines: list[Line] = []
+    for number, line in enumerate(error.split("\n")):
+        if line.startswith("→"):
+            lines += [((f" {part}", "strong"),) for part in wrap(line, width - 1, 4)]
+        elif number == 0:
+            lines += [((f" {part}", "bad"),) for part in wrap(f"✗ {line}", width - 1, 6)]
+        else:
+            lines.append(((cut(f" {line}", width), ""),))
+    return tuple(lines)
+
+
+def _cell_picture(head: str, text: str, width: int, lines_max: int) -> Sequence[Line]:
+    """A value in at most ``lines_max`` lines; what is left out is said."""
+    room = max(10, width - 1 - cell_len(head))
+    parts: list[str] = []
+    at = 0
+    while at < len(text) and len(parts) <= lines_max:
+        end = text.find("\n", at, at + room)
+        end = min(len(text), at + room) if end < 0 else end
+        while cell_len(text[at:end]) > room:
+            end -= 1
+        parts.append(text[at:end])
+        at = end + 1 if text[end : end + 1] == "\n" else end
+    shown = parts[:lines_max]
+    if len(parts) > lines_max:
+        left = len(text) - sum(map(len, shown))
+        note = f"… {count(left)} more (v: all, y: copy)"
+        shown[-1] = cut(shown[-1], max(1, room - len(note))).rstrip("…") + note
+    indent = " " * cell_len(head)
+    return tuple(
+        ((head if number == 0 else indent, "dim"), (part, ""))
+        for number, part in enumerate(shown or [""])
+    )
