@@ -37,3 +37,7 @@ soak seeds="100000":
 # commits a second and latency of five voters, as JSON lines
 bench *args:
     .venv/bin/python benchmarks/commit.py {{args}}
+
+# record the runs of real clusters that the dashboard's tests and pictures are made of
+recordings *names:
+    .venv/bin/python -m tests.dashboard.record {{names}}
