@@ -26,6 +26,9 @@ import random
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
+from functools import cache
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as distribution_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 
@@ -45,7 +48,6 @@ from listeners.changes import (
     Window,
 )
 from listeners.source import (
-    NAME_BYTES_MAX,
     CatchupError,
     Keep,
     Network,
@@ -90,6 +92,7 @@ from trex_core.metadata.state import (
     state_chunks,
     state_from,
 )
+from trex_core.roster import NAME_BYTES_MAX, Reporter, Roster
 from trex_core.sessions import NO_SESSIONS, Sessions, deliver
 from trex_core.snapshot import SnapshotError, decode_snapshot, encode_snapshot
 from trex_core.state import FixedRun
@@ -172,7 +175,8 @@ DEFAULT_OPTIONS: Final = ListenerOptions()
 
 class ListenerStatus(msgspec.Struct, frozen=True):
     """Where a listener is. ``stored`` is None without a store; ``lag`` in slots, applied behind
-    tip. ``counters`` count since the start."""
+    tip. ``counters`` count since the start. ``listeners_known`` are heard reporting (the silent
+    ones included until they are forgotten), this one included."""
 
     name: str
     applied: int
@@ -181,6 +185,7 @@ class ListenerStatus(msgspec.Struct, frozen=True):
     lag: int
     ready: bool
     counters: dict[str, int]
+    listeners_known: int = 1
 
 
 class _Jump(msgspec.Struct, frozen=True):
@@ -223,6 +228,30 @@ class _SlotWaiters:
         for _, _, event in self._waiting:
             event.set()
         self._waiting = []
+
+
+class _Lateness:
+    """For how long a listener has not been where it should be.
+
+    Not "since it was at its tip last": one that follows a busy stream closely need never be exactly
+    there.  It is told by the oldest tip it has not reached, so it is 0 when it is there, and small
+    while it keeps up.
+    """
+
+    def __init__(self) -> None:
+        self._target = 0
+        self._since_ms: int | None = None
+
+    def moved(self, applied: int, tip: int, now_ms: Callable[[], int]) -> None:
+        """It is at ``applied`` and knows of ``tip``."""
+        if self._since_ms is not None and applied < self._target:
+            return
+        self._target = tip
+        self._since_ms = now_ms() if applied < tip else None
+
+    def ms(self, now_ms: int) -> int:
+        """So many milliseconds."""
+        return 0 if self._since_ms is None else max(0, now_ms - self._since_ms)
 
 
 class _Keeper:
@@ -301,6 +330,14 @@ class Listener:
         self._wanted: CatchUpFrom | None = None
         self._wanted_event = asyncio.Event()
         self._loop = asyncio.get_running_loop()
+        self._instance = random.SystemRandom().getrandbits(63)
+        self._started_ms = self._now_ms()
+        self._lateness = _Lateness()
+        self._roster = Roster()
+        self._reporter = Reporter(self._started_ms)
+        self._reported = False
+        """Whether anybody was ever told of this one."""
+        self._draw = random.Random(seed).random  # noqa: S311 - spreads reports, hides nothing
         self._source = network.stream(self.counters)
         self._archives = network.archives(self.counters)
 
@@ -358,6 +395,7 @@ class Listener:
             self.lag,
             self.ready,
             dict(sorted(self.counters.items())),
+            self._listeners_known(self._now_ms()),
         )
 
     def capture(self) -> bytes | None:
@@ -530,9 +568,11 @@ class Listener:
         source = self._source
         self._learn(Clock(self._now_ms()))
         while True:
+            wake_ms = self._reporter.next_ms
+            if self._wake_ms is not None:
+                wake_ms = min(wake_ms, self._wake_ms)
             # Half a millisecond more, so that the clock truly shows the millisecond asked for.
-            until_s = None if self._wake_ms is None else (self._wake_ms + 0.5) / 1000
-            await source.wait(until_s)
+            await source.wait((wake_ms + 0.5) / 1000)
             self._turn()
             if self._keeper is not None:
                 await self._keep(self._keeper)
@@ -574,8 +614,7 @@ class Listener:
                     case RepairRequest():
                         self._learn(RepairHeard(message, self._now_ms()))
                     case ListenerReport():
-                        if self._observer is not None:
-                            self._observer.reported(message)
+                        self._hear_report(message)
                     case StreamRun() | StreamTip():
                         self._learn(StreamIn(sender, message, self._now_ms()))
                         if self._first_tip is None:
@@ -585,13 +624,18 @@ class Listener:
             now_ms = self._now_ms()
             if self._wake_ms is not None and now_ms >= self._wake_ms:
                 self._learn(Clock(now_ms))
+            if now_ms >= self._reporter.next_ms:
+                self._report_if_due(now_ms)
             if arrived:
                 source.wake()
         finally:
             self._tell()
 
     def _learn(self, event: LearnerEvent) -> None:
+        catching = self._learned.catching is not None
         self._learned, effects = learn(self._learner, self._learned, event)
+        if not catching and self._learned.catching is not None:
+            self.counters["catchups"] += 1
         for name in effects.counters:
             self.counters[name] += 1
             if name == "chain_mismatch":
@@ -652,6 +696,7 @@ class Listener:
             keeper.writer.add(keeper.batch(rows, self._sessions, self._state, applied, tip))
         self._applied_waiters.reached(applied)
         self._window.advance(applied, tip)
+        self._lateness.moved(applied, tip, self._now_ms)
         if self._first_tip is not None and applied >= self._first_tip and not self.ready:
             self._ready.set()
             _say(logging.INFO, "listener.ready", name=self.name, applied=applied, tip=tip)
@@ -676,6 +721,46 @@ class Listener:
             if self._observer is not None:
                 self._observer.jumped(before, jump.slot)
         self._learn(Installed(jump.slot, jump.chain, now_ms))
+
+    # --- reports ----------------------------------------------------------------------------
+
+    def _listeners_known(self, now_ms: int) -> int:
+        return self._roster.size(now_ms) + 1
+
+    def _hear_report(self, report: ListenerReport) -> None:
+        self.counters["reports_heard"] += 1
+        if not self._roster.heard(report, self._now_ms()):
+            self.counters["reports_ignored"] += 1
+        if self._observer is not None:
+            self._observer.reported(report)
+
+    def _report_if_due(self, now_ms: int) -> None:
+        if self._reporter.due(now_ms, self._listeners_known(now_ms), self._draw()):
+            self._report(now_ms)
+
+    def _report(self, now_ms: int, *, leaving: bool = False) -> None:
+        """Tell voters and listeners where this one is."""
+        counters = self.counters
+        stored = self.stored
+        self._source.report(
+            ListenerReport(
+                name=self.name,
+                instance=self._instance,
+                applied=self.applied,
+                stored=-1 if stored is None else stored,
+                tip=self.tip,
+                behind_ms=self._lateness.ms(now_ms),
+                ready=self.ready,
+                gaps=counters["gap_opened"],
+                repairs=counters["repair_requested"],
+                catchups=counters["catchups"],
+                resets=counters["resets"],
+                uptime_s=(now_ms - self._started_ms) // 1000,
+                version=_version(),
+                leaving=leaving,
+            )
+        )
+        self._reported = True
 
     # --- catch-up ---------------------------------------------------------------------------
 
@@ -766,6 +851,8 @@ class Listener:
                 tasks.cancel_scope.cancel()
         finally:
             self._end(failure)
+            if self._reported and failure is None:
+                self._report(self._now_ms(), leaving=True)
             self._source.close()
             with anyio.CancelScope(shield=True):
                 await self._archives.aclose()
@@ -838,6 +925,15 @@ async def open_listener(
         if store is not None:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(store.close)
+
+
+@cache
+def _version() -> str:
+    """Of the distribution this is part of."""
+    try:
+        return distribution_version("trex-paxos")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def _genesis_of(value: Value) -> Genesis | None:

@@ -37,6 +37,7 @@ from trex_core.cluster import ClusterConfig, ConfigError
 from trex_core.messages import (
     CHAIN_BYTES,
     DATAGRAM_BYTES_MAX,
+    LISTENER_REPORT_TAG,
     AskOther,
     CatchupEntries,
     CatchupMessage,
@@ -50,8 +51,11 @@ from trex_core.messages import (
     StreamRun,
     StreamTip,
     decode_value,
+    message_tag,
 )
+from trex_core.roster import REPORTS_PER_S_MAX, sane
 from trex_core.wire import (
+    HEADER_BYTES,
     Channel,
     Frame,
     FrameBuffer,
@@ -77,12 +81,8 @@ ANSWER_DEADLINE_S: Final = 5.0
 """Longest wait for the whole answer to one catch-up request, in seconds."""
 SNAPSHOT_BYTES_MAX: Final = 1 << 32
 """Largest snapshot a listener downloads, in bytes."""
-NAME_BYTES_MAX: Final = 128
-"""Longest name of a listener, in bytes of UTF-8."""
-VERSION_CHARS_MAX: Final = 64
-"""Longest version a report may tell."""
-NUMBER_LIMIT: Final = 1 << 63
-"""Every number of a report is below it."""
+REPORTS_HEARD_PER_S: Final = 4 * REPORTS_PER_S_MAX
+"""Most listeners' reports taken in one second; what a flood brings beyond is dropped unread."""
 DROP_VARIABLE: Final = "TREX_TEST_DROP_PERCENT"
 SEED_VARIABLE: Final = "TREX_TEST_DROP_SEED"
 _READ_BYTES: Final = 1 << 18
@@ -260,27 +260,6 @@ def _values_good(values: tuple[bytes, ...]) -> bool:
     return True
 
 
-def _report_sane(report: ListenerReport) -> bool:
-    numbers = (
-        report.instance,
-        report.applied,
-        report.stored + 1,
-        report.tip,
-        report.behind_ms,
-        report.gaps,
-        report.repairs,
-        report.catchups,
-        report.resets,
-        report.uptime_s,
-    )
-    return (
-        0 < len(report.name.encode()) <= NAME_BYTES_MAX
-        and len(report.version) <= VERSION_CHARS_MAX
-        and min(numbers) >= 0
-        and max(numbers) < NUMBER_LIMIT
-    )
-
-
 def _sane(message: StreamMessage) -> bool:
     """Whether the numbers and values of a decoded message can be worked with at all."""
     match message:
@@ -297,14 +276,15 @@ def _sane(message: StreamMessage) -> bool:
         case RepairRequest():
             return 1 <= message.first <= message.last
         case ListenerReport():
-            return _report_sane(message)
+            return sane(message)
 
 
 class Source:
     """The listener's two multicast sockets and its wake-up.
 
     Use it from one task of an asyncio loop: ``await wait(...)``, then ``take()``.  ``counters``
-    counts ``datagrams`` (received on the stream), ``dropped_<reason>`` and ``repairs_sent``.
+    counts ``datagrams`` (received on the stream), ``dropped_<reason>``, ``repairs_sent`` and
+    ``reports_sent``.
     """
 
     def __init__(
@@ -320,6 +300,8 @@ class Source:
         # The random incarnation marks what we say ourselves, which the group sends back to us.
         self._identity = Identity(self._cluster_id, incarnation=random.getrandbits(63) + 1)
         self._sent = 0
+        self._reports_left = REPORTS_HEARD_PER_S
+        self._reports_second = 0
         self._waiter: asyncio.Future[None] | None = None
         self._woken = False
         self._reading = False
@@ -367,6 +349,9 @@ class Source:
                     if keep is not None and not keep(data):
                         self.counters["dropped_by_test"] += 1
                         continue
+                elif self._report_too_many(data):
+                    self.counters["dropped_report_flood"] += 1
+                    continue
                 inbox.append((is_repair, data))
         except (BlockingIOError, InterruptedError):
             pass
@@ -376,6 +361,16 @@ class Source:
             self._pause()
         if inbox:
             self.wake()
+
+    def _report_too_many(self, data: bytes) -> bool:
+        """Whether this is one report more than is taken in a second."""
+        if message_tag(data[HEADER_BYTES : HEADER_BYTES + 4]) != LISTENER_REPORT_TAG:
+            return False
+        second = int(self._loop.time())
+        if second != self._reports_second:
+            self._reports_second, self._reports_left = second, REPORTS_HEARD_PER_S
+        self._reports_left -= 1
+        return self._reports_left < 0
 
     def wake(self) -> None:
         """End the current or the next :meth:`wait`."""
