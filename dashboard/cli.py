@@ -355,6 +355,51 @@ async def _watch_status(
                 await anyio.sleep(interval_s)
 
 
+@app.command()
+@told
+def doctor(
+    config: Config = None,
+    directory: Annotated[
+        Path | None,
+        typer.Option("--dir", envvar="TREX_DIR", help="Look at the disk of this directory too."),
+    ] = None,
+    seconds: Annotated[
+        float,
+        typer.Option(
+            "--seconds",
+            envvar="TREX_SECONDS",
+            min=1.2,
+            max=600,
+            help="Listen to the stream for so long.",
+        ),
+    ] = 2.5,
+    as_json: Json = False,
+) -> None:
+    """What is wrong, and what to do: the cluster, its stream and this machine, on one list.
+
+    Exit code 0: all is well (there may be notes); 1: something is wrong; 4: no voter leads.
+    """
+    from dashboard import doctor as knowledge
+    from dashboard.probes import gather
+
+    try:
+        cluster, base = read_cluster(config)
+    except ConfigError as error:
+        diagnosis = knowledge.no_cluster(str(error))
+    else:
+        source = config or os.environ.get("TREX_CONFIG") or "cluster.toml"
+        evidence = anyio.run(gather, cluster, str(source), base, directory, seconds)
+        diagnosis = knowledge.examine(evidence)
+    if as_json:
+        show([msgspec.structs.asdict(each) for each in diagnosis.checks], as_json)
+    else:
+        from dashboard import tables
+
+        tables.show_lines(functools.partial(knowledge.lines, diagnosis))
+    if diagnosis.exit_code:
+        raise typer.Exit(diagnosis.exit_code)
+
+
 @leader_app.callback(invoke_without_command=True)
 @told
 def leader(
@@ -1174,10 +1219,16 @@ def demo(
     directory: Annotated[
         Path | None, typer.Option("--dir", envvar="TREX_DIR", help="Keep everything here.")
     ] = None,
+    dash: Annotated[
+        bool, typer.Option("--dash", envvar="TREX_DASH", help="Watch it in the dashboard.")
+    ] = False,
 ) -> None:
     """See it work: five voters, members, a killed leader, a checked answer. Under a minute."""
     from dashboard.demo import demo as tell
+    from dashboard.demo import demo_on_screen
 
+    if dash:
+        raise typer.Exit(demo_on_screen(voters, members, import_file, directory))
     raise typer.Exit(tell(voters, members, import_file, keep, directory))
 
 

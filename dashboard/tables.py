@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import msgspec
@@ -291,6 +291,13 @@ def show_status(rows: Sequence[Row], verdict: Verdict) -> None:
     """Print the status once."""
     console = _console()
     console.print(status_table(rows, verdict, console.width))
+
+
+def show_lines(lines: Callable[[int], Iterable[Text]]) -> None:
+    """Print the lines that ``lines`` makes for so many columns."""
+    console = _console()
+    for line in lines(console.width):
+        console.print(line, soft_wrap=True)
 
 
 def _heard(found: Mapping[int, Status | Unavailable], leader: int) -> dict[int, str]:
