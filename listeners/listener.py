@@ -591,6 +591,7 @@ class Listener:
                 tip=self._window.tip,
             )
             keeper.jump = None
+            self._tell()  # what was applied after the snapshot meanwhile
         await keeper.writer.room()
 
     def _turn(self) -> None:
@@ -725,7 +726,7 @@ class Listener:
     # --- reports ----------------------------------------------------------------------------
 
     def _listeners_known(self, now_ms: int) -> int:
-        return self._roster.size(now_ms) + 1
+        return self._roster.expected(now_ms) + 1
 
     def _hear_report(self, report: ListenerReport) -> None:
         self.counters["reports_heard"] += 1

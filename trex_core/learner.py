@@ -289,12 +289,16 @@ class _Turn:
             return True
         if not self.extend(first, chain_before, values):
             return False
+        self.take_kept()
+        return True
+
+    def take_kept(self) -> None:
+        """Deliver what came early and continues the chain now."""
         while self.state.buffer and self.state.buffer[0].first <= self.state.slot + 1:
             piece, rest = self.state.buffer[0], self.state.buffer[1:]
             self.set(buffer=rest)
             if piece.last > self.state.slot:
                 self.extend(piece.first, piece.chain_before, piece.values)
-        return True
 
     def extend(self, first: int, chain_before: bytes, values: tuple[bytes, ...]) -> bool:
         chains = chain_run(chain_before, first, values)
@@ -364,6 +368,7 @@ class _Turn:
             kept = tuple(p for p in self.state.buffer if p.last > slot)
             self.set(slot=slot, chain=chain, tip=max(self.state.tip, slot), buffer=kept)
             self.set(heard_ms=self.now)
+            self.take_kept()
         if self.state.slot >= self.state.tip:
             self.set(catching=None)
         elif voter:

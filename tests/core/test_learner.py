@@ -204,6 +204,19 @@ def test_a_snapshot_jump_continues_where_it_ends() -> None:
     assert state.slot == 2500
 
 
+def test_what_came_early_is_delivered_when_a_snapshot_brings_the_slots_before_it() -> None:
+    one = Driven()
+    for first in (2491, 2501, 2511):
+        one.take(StreamIn(1, run(first, first + 9), 0))
+    assert not one.delivered
+    state, effects = learn(one.config, one.state, Installed(2495, CHAINS[2495], 9))
+    slots = [(piece.first, piece.last) for piece in effects.deliver]
+    assert slots == [(2496, 2500), (2501, 2510), (2511, 2520)]
+    assert (state.slot, state.chain, state.buffer) == (2520, CHAINS[2520], ())
+    assert state.catching is None
+    assert not effects.catchup, "nobody is asked for what is here"
+
+
 def test_a_run_that_does_not_continue_the_chain_is_dropped_and_counted() -> None:
     one = Driven()
     one.take(StreamIn(1, run(1, 2), 0))
