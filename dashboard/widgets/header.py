@@ -20,6 +20,11 @@ NOW_MS: Final = 1_500
 """What is younger is called live: voters other than the leader speak each 900 ms."""
 
 
+def whole_age(ms: int) -> str:
+    """An age in whole seconds, or more: "8 s", "12 min"; it changes once a second at most."""
+    return age(ms) if ms >= 10_000 else f"{max(0, ms) // 1000} s"
+
+
 def verdict_picture(verdict: Verdict, width: int) -> Picture:
     """Sign and words, in as many lines as they need."""
     return told_picture(verdict.level, verdict.words, width)
@@ -44,11 +49,11 @@ def age_line(
     if age_ms is None:
         pieces.append(("nothing heard yet", "warn"))
     elif stale:
-        pieces.append((f"STALE {age(age_ms)}", "bad"))
+        pieces.append((f"STALE {whole_age(age_ms)}", "bad"))
     elif age_ms < NOW_MS:
         pieces.append(("as it was" if replay else "live", "dim"))
     else:
-        pieces.append((f"{age_ms // 1000} s old", "warn"))
+        pieces.append((f"{whole_age(age_ms)} old", "warn"))
     pieces.append((" ", ""))
     return tuple(pieces)
 
