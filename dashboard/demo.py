@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from subprocess import CalledProcessError
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import anyio
 import anyio.abc
@@ -42,11 +42,15 @@ from dashboard.importer import (
 )
 from dashboard.local import Child, LocalCluster
 from dashboard.member import PREFIX, ZONE
+from dashboard.view import Did, Event, Trouble
 from listeners.listener import SOCKET_FILE
 from listeners.sql import QueryResult, SqlError, query_socket_async
 from trex_core.cluster import ClusterConfig, parse_cluster
 from trex_core.messages import Status
 from voters.client import Client, OutcomeUnknown, TrexError, connect
+
+if TYPE_CHECKING:
+    from dashboard.feed import Feed
 
 WRITERS: Final = 8
 """Clients that write at the same time, each one write after another."""
@@ -70,6 +74,13 @@ OBSERVER: Final = "observer"
 """Name of the demo's listener."""
 SOCKET_PATH_BYTES_MAX: Final = 107
 """Longest path of a unix socket that Linux takes, in bytes."""
+LOG_FILE: Final = "demo.log"
+"""What the demo tells, where the dashboard has the terminal: in its directory."""
+TOLD_LINES: Final = 20
+"""Its last lines, printed should it fail."""
+DONE, HARM = "✓", "✗"
+"""How lines of the story begin."""
+STARTED: Final = "voters started"
 JOINED: Final = '"event": "joined"'
 LISTENING: Final = "listener.started"
 WITHOUT: Final = r'"event": "members".*"members": \[(?!.*"{}")'
@@ -119,7 +130,7 @@ def demo(
         place = (directory if directory is not None else Path(scratch)).absolute()
         try:
             place.mkdir(parents=True, exist_ok=True)
-            empty = not any(place.iterdir())
+            empty = not any(each.name != LOG_FILE for each in place.iterdir())
         except OSError as error:
             return _refused(1, f"{place} cannot be used: {error.strerror}; name another --dir")
         if not empty:
@@ -135,6 +146,113 @@ def demo(
         except DemoFailedError as error:
             console.print(f"[red]✗ {escape(str(error))}[/]")
             return 1
+
+
+def demo_on_screen(
+    voters: int = 5,
+    members: int = 3,
+    trace: Path | None = None,
+    directory: Path | None = None,
+) -> int:
+    """Run the demo as a child process and show the dashboard on it, here in this terminal, until
+    the operator leaves it; then everything ends. The exit code."""
+    from dashboard import dash
+
+    why = dash.no_terminal()
+    if why:
+        return _refused(dash.USAGE, f"--dash: {why}")
+    with tempfile.TemporaryDirectory(prefix="trex-demo-", ignore_cleanup_errors=True) as scratch:
+        place = (directory if directory is not None else Path(scratch)).absolute()
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            return _refused(1, f"{place} cannot be used: {error.strerror}; name another --dir")
+        imported = () if trace is None else ("--import", trace)
+        told = Child(
+            "demo",
+            [
+                *(sys.executable, "-m", "dashboard.cli", "demo", "--keep", "--dir", place),
+                *("--voters", str(voters), "--members", str(members), *imported),
+            ],
+            place / LOG_FILE,
+            {"PYTHONUNBUFFERED": "1", "COLUMNS": "200", "TREX_DASH": ""},
+        )
+        code = 0
+        try:
+            print("the demo starts its voters …", end="\r", file=sys.stderr)
+            told.wait_for_line(STARTED, START_S)
+            cluster = parse_cluster((place / "cluster.toml").read_text())
+            name = dash.default_name(kept=False)
+            dash.show(lambda: _on_demo(told, cluster, name, Path(scratch) / "dash"), admin=True)
+        except (ChildProcessError, TimeoutError):
+            code = 1
+        except Exception as error:  # noqa: BLE001 - told in one line, or raised again as it is
+            code, words = dash.told(error)
+            print(f"trex: {words}", file=sys.stderr)
+        finally:
+            failed = not told.running
+            print("every process stops …", end="\r", file=sys.stderr)
+            told.terminate(START_S)
+        if failed:
+            code = told.process.returncode or 1
+            print("\n".join(told.output.splitlines()[-TOLD_LINES:]), file=sys.stderr)
+        return code
+
+
+class _ToldFeed:
+    """The feed of a demo's cluster, and beside it what the demo does and how it ends."""
+
+    def __init__(self, feed: Feed, told: Child) -> None:
+        self.cluster = feed.cluster
+        self.source = feed.source
+        self.listener = feed.listener
+        self._feed = feed
+        self._told = told
+        self._lines = 0
+        self._ended = False
+
+    @property
+    def speed(self) -> float:
+        """Of the feed."""
+        return self._feed.speed
+
+    @speed.setter
+    def speed(self, value: float) -> None:
+        self._feed.speed = value
+
+    @property
+    def progress(self) -> tuple[int, int] | None:
+        """Of the feed."""
+        return self._feed.progress
+
+    def take(self) -> tuple[Event, ...]:
+        """What the feed heard and the demo told."""
+        *events, clock = self._feed.take()
+        if self._told.line_count != self._lines:
+            lines, self._lines = (
+                self._told.output.splitlines()[self._lines :],
+                self._told.line_count,
+            )
+            for line in lines:
+                if line[:1] in (DONE, HARM):
+                    events.append(Did(clock.at_ms, line[0] == DONE, f"demo: {line[1:].strip()}"))
+        if not self._ended and not self._told.running:
+            self._ended = True
+            last = (self._told.output.splitlines() or ["nothing was said"])[-1]
+            events.append(
+                Trouble(clock.at_ms, f"the demo has ended, and its voters with it: {last}")
+            )
+        return (*events, clock)
+
+
+@asynccontextmanager
+async def _on_demo(
+    told: Child, cluster: ClusterConfig, name: str, directory: Path
+) -> AsyncIterator[Feed]:
+    from dashboard.feed import open_feed
+
+    async with open_feed(cluster, name=name, directory=directory) as feed:
+        yield _ToldFeed(feed, told)
 
 
 def _refused(code: int, why: str) -> int:
@@ -231,7 +349,7 @@ class _Story:
     async def _start_voters(self) -> None:
         self._cluster.start_voters()
         count = len(self._cluster.voter_ids)
-        self._done(f"{count} voters started, each with a journal of its own", self._began_s)
+        self._done(f"{count} {STARTED}, each with a journal of its own", self._began_s)
 
     async def _first_leader(self, client: Client) -> None:
         began_s = time.monotonic()
@@ -454,10 +572,10 @@ class _Story:
         self._say(f"{text} [dim]({time.monotonic() - began_s:.1f} s)[/]")
 
     def _say(self, text: str) -> None:
-        self._console.print(f"[green]✓[/] {text}")
+        self._console.print(f"[green]{DONE}[/] {text}")
 
     def _harm(self, text: str) -> None:
-        self._console.print(f"[red]✗[/] {text}")
+        self._console.print(f"[red]{HARM}[/] {text}")
 
     def _explained(self, errors: BaseExceptionGroup[BaseException]) -> str:
         error: BaseException = errors
