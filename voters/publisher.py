@@ -27,6 +27,7 @@ from trex_core.messages import (
     StreamTip,
     VoterDigest,
 )
+from trex_core.roster import DIGEST_BYTES
 from trex_core.state import FixedRun
 from trex_core.wire import DATAGRAM_BODY_BYTES_MAX, encode_body
 
@@ -45,8 +46,6 @@ REPAIR_DATAGRAMS_PER_PUMP: Final = 8
 RUN_OVERHEAD_BYTES: Final = 160
 """More than an encoded StreamRun needs beside its values."""
 VALUE_OVERHEAD_BYTES: Final = 5
-LISTENERS_BYTES_MIN: Final = 32
-"""The counts of the listeners always have their place in a tip: old transitions give way."""
 RUN_VALUES_BYTES_MAX: Final = DATAGRAM_BODY_BYTES_MAX - RUN_OVERHEAD_BYTES
 """Most bytes of values, each with its length, in one datagram."""
 
@@ -169,7 +168,7 @@ class Publisher:
         self.announce = False
         tip = StreamTip(ballot, leading, self._fixed, self._chain, digest)
         body = encode_body(tip)
-        room = DATAGRAM_BODY_BYTES_MAX - LISTENERS_BYTES_MIN
+        room = DATAGRAM_BODY_BYTES_MAX - DIGEST_BYTES
         while len(body) > room and digest.transitions:
             digest = replace(digest, transitions=digest.transitions[1:])
             body = encode_body(replace(tip, digest=digest))

@@ -15,6 +15,7 @@ from trex_core.messages import (
     AskOther,
     CatchupEntries,
     CatchupRequest,
+    ListenerReport,
     RepairRequest,
     SnapshotChunk,
     SnapshotOffer,
@@ -96,6 +97,8 @@ class Listener:
                 self._take(learner.StreamIn(part.sender, message, self._now_ms()))
             case RepairRequest():
                 self._take(learner.RepairHeard(message, self._now_ms()))
+            case ListenerReport():
+                raise AssertionError("nobody reports here")
 
     def on_wake(self, boot: int, due: int) -> None:
         """The time the learner asked for."""
