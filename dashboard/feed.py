@@ -62,7 +62,7 @@ from listeners.listener import (
     ListenerStoppedError,
     open_listener,
 )
-from listeners.source import CatchupAnswer, Heard
+from listeners.source import CatchupAnswer, Heard, Keep
 from listeners.sql import SqlError
 from listeners.store import Store, StoreError
 from trex_core.cluster import ClusterConfig, ConfigError
@@ -528,10 +528,15 @@ def _followed(now_ms: int, listener: Listener) -> Followed:
 
 @asynccontextmanager
 async def open_feed(
-    cluster: ClusterConfig, *, name: str, directory: Path, record: Path | None = None
+    cluster: ClusterConfig,
+    *,
+    name: str,
+    directory: Path,
+    record: Path | None = None,
+    keep: Keep | None = None,
 ) -> AsyncIterator[Feed]:
     """Follow ``cluster`` live as listener ``name``; its store is in ``directory``. With ``record``,
-    everything heard is written there too.
+    everything heard is written there too. ``keep`` is the test seam of ``listeners.source``.
 
     It opens at once, whether anybody is heard or not. Raises ``ConfigError`` for a bad name,
     ``SourceError`` if the group cannot be joined, ``StoreError`` if the directory cannot be used
@@ -542,7 +547,9 @@ async def open_feed(
     inbox = _Inbox(clock.now_ms)
     inbox.add(_opened(clock.start_ms, cluster, "live"))
     tap = None if record is None else _Tap(inbox, clock)
-    opened = open_listener(cluster, name=name, directory=directory, observer=tap or inbox)
+    opened = open_listener(
+        cluster, name=name, directory=directory, keep=keep, observer=tap or inbox
+    )
     async with _following(opened, inbox) as (listener, tasks):
         recorder: Recorder | None = None
         if tap is not None and record is not None:
