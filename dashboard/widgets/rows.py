@@ -292,10 +292,9 @@ class RowTable(ScrollView, Generic[K], can_focus=True):
         return _strip([(" ", ""), *told], width, self._toned)
 
     def _toned(self, tone: str) -> Style:
-        plain = self._plain or self.rich_style
         if not tone:
-            return plain
-        return plain + self.get_component_rich_style(f"lines--{tone}", partial=True)
+            return self._plain or self.rich_style
+        return self.get_component_rich_style(f"lines--{tone}")
 
     def _heading(self, width: int) -> Strip:
         name, descending = self._sorted
