@@ -24,6 +24,7 @@ from trex_core.messages import (
     CatchupRequest,
     Genesis,
     Kind,
+    ListenerReport,
     RepairRequest,
     SnapshotChunk,
     SnapshotOffer,
@@ -96,6 +97,7 @@ class Backbone:
         self.chains = [chain_start(cluster.cluster_id_bytes)]
         self.counted: Counter[str] = Counter()
         self.requests: list[RepairRequest] = []
+        self.reports: list[ListenerReport] = []
         self.asked: list[tuple[int, CatchupMessage]] = []
         # knobs
         self.repairs = True
@@ -241,6 +243,9 @@ class Backbone:
                 message = decode_stream(whole.body)
             except FrameError:
                 continue
+            if isinstance(message, ListenerReport):
+                self.reports.append(message)
+                self._stirred.set()
             if isinstance(message, RepairRequest):
                 self.requests.append(message)
                 held = message.first >= self.retained_from

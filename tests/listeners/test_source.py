@@ -10,6 +10,7 @@ import random
 from collections import Counter
 
 import anyio
+import msgspec
 import pytest
 
 import listeners.source
@@ -27,6 +28,7 @@ from trex_core.cluster import ConfigError
 from trex_core.messages import (
     CatchupEntries,
     Kind,
+    ListenerReport,
     RepairRequest,
     SnapshotOffer,
     StreamMessage,
@@ -104,6 +106,66 @@ async def test_repair_requests_of_others_are_heard_and_own_are_not(heard):
     other.request(request)
     assert await messages(source, 1) == [(0, request)]
     assert source.counters["repairs_sent"] == 1
+    other.close()
+
+
+REPORT = ListenerReport("other", 7, 5, 4, 6, 80, True, 1, 2, 3, 0, 60, "1.0")
+
+
+async def test_reports_of_others_are_heard_and_own_are_not(heard):
+    backbone, source = heard
+    other = Source(backbone.cluster, Counter())
+    source.report(msgspec.structs.replace(REPORT, name="me"))
+    other.report(REPORT)
+    assert await messages(source, 1) == [(0, REPORT)]
+    assert source.counters["reports_sent"] == 1
+    other.close()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"name": ""},
+        {"name": "ü" * 65},
+        {"version": "x" * 65},
+        {"applied": -1},
+        {"stored": -2},
+        {"instance": 1 << 63},
+        {"behind_ms": 1 << 63},
+    ],
+    ids=str,
+)
+async def test_a_report_that_no_listener_sends_is_dropped_and_counted(heard, wrong):
+    backbone, source = heard
+    fields = {**msgspec.structs.asdict(REPORT), **wrong}
+    body = encode_body(ListenerReport(**fields))
+    backbone.send_raw(
+        frame(Identity(backbone.cluster.cluster_id_bytes), Channel.STREAM, body), repair_port=True
+    )
+    await until(source, lambda: source.counters["dropped_body"] == 1)
+
+
+async def test_a_report_on_the_streams_port_is_dropped(heard):
+    backbone, source = heard
+    backbone.send(REPORT)
+    await until(source, lambda: source.counters["dropped_body"] == 1)
+
+
+async def test_a_flood_of_reports_is_dropped_unread_and_requests_get_through(heard, monkeypatch):
+    monkeypatch.setattr(listeners.source, "REPORTS_HEARD_PER_S", 20)
+    backbone, source = heard
+    other = Source(backbone.cluster, Counter())
+    for _ in range(300):
+        other.report(REPORT)
+    request = RepairRequest("other", 2, 5, 9)
+    other.request(request)
+    got: list[StreamMessage] = []
+    with anyio.fail_after(DEADLINE_S):
+        while request not in got:
+            got += [message for _, message in await messages(source, 1)]
+    taken = got.count(REPORT)
+    assert taken + source.counters["dropped_report_flood"] == 300
+    assert 0 < taken <= 20 * 4, "the flood may have lasted from one second into others"
     other.close()
 
 
