@@ -20,7 +20,7 @@ from immutables import Map
 
 from dashboard.tables import visible
 from dashboard.words import count, plural
-from trex_core.metadata.commands import Change, ConfigEntry, Member
+from trex_core.metadata.commands import Change, ConfigEntry, Member, Row
 from trex_core.metadata.ring import (
     EMPTY_RING,
     REPLICATION_FACTOR_KEY,
@@ -38,6 +38,8 @@ from trex_core.metadata.state import EMPTY, MetadataState
 
 SPACE: Final = 1 << 64
 """How many tokens there are."""
+WHO_MAX: Final = 4
+"""So many of those who made a change are named."""
 STEP_MEMBERS: Final = 64
 """So many members are put into a new ring at once."""
 FLOWS_MAX: Final = 200
@@ -210,7 +212,7 @@ def _changes(before: MetadataState, after: MetadataState) -> list[Change]:
     if old is not new:
         for name, member in new.items():
             was = old.get(name)
-            if was is not member:
+            if was is not member and was != member:  # after a jump, equal ones are other objects
                 changes.append(Change("member", name, was, member))
         if len(old) + sum(change.old is None for change in changes) > len(new):
             changes += [
@@ -228,17 +230,27 @@ def _newest(
     before: Placement, state: MetadataState, ring: Ring, delta: RingDelta, changes: list[Change]
 ) -> RingChange:
     slots = []
+    who = []
     for change in changes:
         match change.new:
-            case Member(updated_slot=slot):
+            case Member(updated_slot=slot) if _laid(change.old) != _laid(change.new):
                 slots.append(slot)
             case ConfigEntry(slot=slot):
                 slots.append(slot)
-            case _:
+            case None:
                 slots.extend((before.state.slot + 1, state.slot))
-    who = tuple(change.key for change in changes[:4])
+            case _:
+                continue
+        who.append(change.key)
     passing = passing_of(moves(before.ring, ring, delta.put))
-    return RingChange(min(slots), max(slots), who, len(changes), passing)
+    return RingChange(min(slots), max(slots), tuple(who[:WHO_MAX]), len(who), passing)
+
+
+def _laid(row: Row | None) -> object:
+    """What of a member the ring depends on; None if it owns nothing."""
+    if not isinstance(row, Member) or row.state not in ("up", "down"):
+        return None
+    return row.zone, row.weight, row.tokens
 
 
 def passing_of(moved: Iterable[Move]) -> Passing:

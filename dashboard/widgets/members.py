@@ -30,7 +30,7 @@ from dashboard.placement import (
     token_text,
 )
 from dashboard.view import View
-from dashboard.widgets.lines import Line, Lines, Piece, cut, wrap
+from dashboard.widgets.lines import Line, Lines, Piece, cut, width_of, wrap
 from dashboard.widgets.pane import Pane, Subject
 from dashboard.widgets.ring import RingPicture, legend
 from dashboard.widgets.rows import GUTTER, Cell, Column, RowTable, line_of
@@ -52,7 +52,8 @@ ROOMY_COLUMNS: Final = 110
 
 SIGNS: Final = {"up": "●", "joining": "◌", "draining": "◐", "down": "✗"}
 STYLES_OF_STATES: Final = {"up": "ok", "joining": "note", "draining": "warn", "down": "bad"}
-_STATE_RANK: Final = {"down": 0, "draining": 1, "joining": 2, "up": 3}
+STATES: Final = ("down", "draining", "joining", "up")
+"""The one to look at first is first."""
 
 COLUMNS: Final = (
     Column("letter", "", 1),
@@ -81,7 +82,8 @@ def ordered(placement: Placement, order: str, prefix: str, *, reverse: bool) -> 
     if prefix:
         ids = [name for name in ids if name.startswith(prefix)]
     if order == "state":
-        ids = sorted(ids, key=lambda name: _STATE_RANK.get(members[name].state, len(_STATE_RANK)))
+        ranks = {state: at for at, state in enumerate(STATES)}
+        ids = sorted(ids, key=lambda name: ranks.get(members[name].state, len(ranks)))
     return ids[::-1] if reverse else ids
 
 
@@ -279,12 +281,18 @@ the band selects its owner.
 
     def _tell_summary(self) -> None:
         placement = self._placement
-        told: list[Piece] = [(plural(len(self._state.members), "member"), "strong")]
-        for state, sign in SIGNS.items():
-            if placement.states.get(state):
-                words = f"  {sign} {count(placement.states[state])} {state}"
-                told.append((words, STYLES_OF_STATES[state]))
-        self._summary.put((tuple(told), ((cut(self._ring_words(), self._right_width), "dim"),)))
+        known = plural(len(self._state.members), "member")
+        states = [
+            (f"{SIGNS[state]} {count(placement.states[state])} {state}", STYLES_OF_STATES[state])
+            for state in STATES
+            if placement.states.get(state)
+        ]
+        if width_of(((known, ""), *states)) + 2 * len(states) > self._right_width:
+            states = [(words.rpartition(" ")[0], style) for words, style in states]
+        line: list[Piece] = [(known, "strong")]
+        for piece in states:
+            line += [("  ", ""), piece]
+        self._summary.put((tuple(line), ((cut(self._ring_words(), self._right_width), "dim"),)))
 
     def _ring_words(self) -> str:
         placement = self._placement
@@ -326,7 +334,9 @@ the band selects its owner.
             who = ", ".join(line_of(name) for name in newest.who)
             more = newest.members - len(newest.who)
             who += f" and {count(more)} more" if more else ""
-            head = f"last change, {slots}: {who}; {share(newest.passing.tokens)} moved"
+            tokens = newest.passing.tokens
+            moved = f"{share(tokens)} to copy" if tokens else "nothing to copy"
+            head = f"last change, {slots}: {who}; {moved}"
             lines += [((text, ""),) for text in wrap(head, width, 2)]
             lines += _flow_lines(newest.passing, "", width)
         self._moves.put(lines[: self._moves_max()])

@@ -127,16 +127,18 @@ def crowded(placement: Placement, width: int, height: int) -> bool:
 def groups(placement: Placement, letters: Letters) -> tuple[Group, ...]:
     """Shares to be drawn: of each member while they are few, else of zones, else of the members
     that own most; then one for the others."""
-    owned = {name: held.owned for name, held in placement.holdings.items()}
-    if len(owned) <= GROUPS_MAX:
-        each = sorted(owned, key=lambda name: (-owned[name], name))
+    owners = len(placement.holdings)
+    if owners <= GROUPS_MAX:
         return tuple(
-            Group("member", letters.of(name), letters.colour(name), name, owned[name])
-            for name in each
+            Group("member", letters.of(name), letters.colour(name), name, placement.of(name).owned)
+            for name in placement.by_share[:owners]
         )
-    by_zone = len(placement.zones) > 1
-    sizes = placement.zones if by_zone else owned
-    largest = sorted(sizes, key=lambda name: (-sizes[name], name))[:GROUPS_MAX]
+    zones = placement.zones
+    by_zone = len(zones) > 1
+    if by_zone:
+        largest: Sequence[str] = sorted(zones, key=lambda name: (-zones[name], name))[:GROUPS_MAX]
+    else:
+        largest = placement.by_share[:GROUPS_MAX]
     digits = zone_digits(placement)
     found = [
         Group(
@@ -144,14 +146,14 @@ def groups(placement: Placement, letters: Letters) -> tuple[Group, ...]:
             digits.get(name, "0") if by_zone else LETTERS[at],
             colour(at),
             name,
-            sizes[name],
+            zones[name] if by_zone else placement.of(name).owned,
         )
         for at, name in enumerate(largest)
     ]
     rest = SPACE - sum(group.tokens for group in found)
-    if rest and len(sizes) > len(largest):
-        kind = "zones" if by_zone else "members"
-        words = f"{count(len(sizes) - len(found))} more {kind}"
+    more = (len(zones) if by_zone else owners) - len(found)
+    if rest and more:
+        words = f"{count(more)} more {'zones' if by_zone else 'members'}"
         found.append(Group("rest", OTHERS, "dim", words, rest))
     return tuple(found)
 
