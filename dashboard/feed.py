@@ -747,6 +747,7 @@ class _Replay:
 
     async def run(self) -> None:
         """Play on, as fast as :attr:`speed` says."""
+        self._since_s = anyio.current_time()
         try:
             while not self._over:
                 if self._speed <= 0:

@@ -3,8 +3,9 @@
 What a listener heard and delivered, so that another can live through it again.  Big endian::
 
     file     6 magic "TxReco", 2 format version (1), frames
-    frame    4 length of the body, 4 CRC-32 of the body, body: one MessagePack value; the first is
-             a :class:`Header`, the others are a :data:`Frame`, the last is :class:`EndFrame`
+    frame    4 length of the body, 4 CRC-32 of these four bytes, 4 CRC-32 of the body, body: one
+             MessagePack value; the first is a :class:`Header`, the others are a :data:`Frame`, the
+             last is :class:`EndFrame`
 
 A file without its end was cut off: what is whole before it counts.  Any other damage is an error
 that names the offset.  A recording may be compressed with gzip, and is read all the same.
@@ -39,7 +40,8 @@ WRITE_S: Final = 1.0
 """So often what was recorded is written, in seconds."""
 
 _HEAD: Final = struct.Struct(">6sH")
-_FRAME: Final = struct.Struct(">II")
+_LENGTH: Final = struct.Struct(">I")
+_FRAME: Final = struct.Struct(">III")
 _Bodies: TypeAlias = Generator[tuple[int, bytes], None, None]
 _GZIP: Final = b"\x1f\x8b"
 
@@ -114,7 +116,8 @@ _frames: Final[msgspec.msgpack.Decoder[Frame]] = msgspec.msgpack.Decoder(Frame)
 
 def _framed(value: Header | Frame) -> bytes:
     body = _encoder.encode(value)
-    return _FRAME.pack(len(body), zlib.crc32(body)) + body
+    length = len(body)
+    return _FRAME.pack(length, zlib.crc32(_LENGTH.pack(length)), zlib.crc32(body)) + body
 
 
 # --- writing ----------------------------------------------------------------------------------
@@ -282,10 +285,10 @@ def _bodies_of(path: Path, file: BinaryIO | gzip.GzipFile) -> _Bodies:
         head = _read(path, file, _FRAME.size)
         if len(head) < _FRAME.size:
             return
-        length, checksum = _FRAME.unpack(head)
-        if length > FRAME_BYTES_MAX:
+        length, length_checksum, checksum = _FRAME.unpack(head)
+        if zlib.crc32(_LENGTH.pack(length)) != length_checksum or length > FRAME_BYTES_MAX:
             raise RecordingError(
-                f"{path} is damaged: the frame at offset {offset} claims {length} bytes"
+                f"{path} is damaged: the length of the frame at offset {offset} is wrong"
             )
         body = _read(path, file, length)
         if len(body) < length:
