@@ -263,7 +263,7 @@ class HeatMap(ScrollView, can_focus=True):
             return Strip.blank(width, base)
         gap = " " * (self._pitch - 1)
         styles = {
-            tone: base + self.get_component_rich_style(f"lines--{tone}", partial=True)
+            tone: self.get_component_rich_style(f"lines--{tone}")
             for tone in {tone for _, tone in marks}
         }
         segments: list[Segment] = []
