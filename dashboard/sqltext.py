@@ -23,8 +23,12 @@ HISTORY_BYTES_MAX: Final = 1 << 20
 """Of a longer history file only the end is read."""
 CANDIDATES_MAX: Final = 40
 """Most completions offered at once."""
-VALUE_CHARS_MAX: Final = 4_000
-"""Of a longer value a line shows only the beginning."""
+FUNCTION_CHARS: Final = 2
+"""Functions are many: they are offered from so many typed characters on."""
+LINE_CHARS_MAX: Final = 4_000
+"""Of a longer value a line has only the beginning."""
+VALUE_CHARS_MAX: Final = 100_000
+"""Of a longer value only the beginning is shown and copied: terminals take no more either."""
 
 _KEYWORDS: Final = """
     ALL AND ANY AS ASC BETWEEN BY CASE CAST CROSS DESC DISTINCT ELSE END EXCEPT EXISTS FALSE FILTER
@@ -192,6 +196,8 @@ def _offered(schema: Schema, every: list[Token], before: list[Token], typed: str
     if typed.startswith("$"):
         yield from ("$slot", "$now")
         return
+    if before and before[-1].text.upper() == "AS":
+        return  # a name of one's own
     named = _named(schema, every)
     if before and before[-1].text == ".":
         owner = before[-2].text.strip('"').lower() if len(before) > 1 else ""
@@ -204,7 +210,7 @@ def _offered(schema: Schema, every: list[Token], before: list[Token], typed: str
         for columns in named.values() if named else schema.columns.values():
             yield from columns
     yield from sorted(KEYWORDS, key=lambda word: (word not in _CLAUSES, word))
-    if before:
+    if before and len(typed) >= FUNCTION_CHARS:
         yield from (f"{name}(" for name in schema.functions)
 
 
@@ -236,17 +242,19 @@ def _named(schema: Schema, every: list[Token]) -> dict[str, tuple[str, ...]]:
 # --- values -----------------------------------------------------------------------------------
 
 
-def whole(value: object, sql_type: str = "") -> str:
-    """A value of a result as text, all of it: bytes in hex, JSON and nested values compact, what
-    would steer a terminal spelled out; lines remain lines."""
-    return visible(_text(value, sql_type))
+def whole(value: object, sql_type: str = "") -> tuple[str, int]:
+    """A value of a result as text, and how many characters beyond VALUE_CHARS_MAX are left out:
+    bytes in hex, JSON and nested values compact, what would steer a terminal spelled out; lines
+    remain lines."""
+    text = _text(value, sql_type)
+    return visible(text[:VALUE_CHARS_MAX]), max(0, len(text) - VALUE_CHARS_MAX)
 
 
 def one_line(value: object, sql_type: str = "") -> str:
-    """As :func:`whole`, on one line and cut to VALUE_CHARS_MAX: what a cell shows."""
+    """As :func:`whole`, on one line and cut to LINE_CHARS_MAX: what a cell shows."""
     text = _text(value, sql_type)
-    if len(text) > VALUE_CHARS_MAX:
-        text = text[:VALUE_CHARS_MAX] + "…"
+    if len(text) > LINE_CHARS_MAX:
+        text = text[:LINE_CHARS_MAX] + "…"
     return text if text.isprintable() else visible(text).replace("\n", "\\n")
 
 

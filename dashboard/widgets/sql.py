@@ -24,13 +24,14 @@ from rich.text import Text
 from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
+from textual.containers import Vertical
 from textual.geometry import Region, Size
 from textual.message import Message
 from textual.screen import ModalScreen
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 from textual.timer import Timer
-from textual.widgets import Label, OptionList, TextArea
+from textual.widgets import Label, OptionList, Static, TextArea
 from textual.widgets.option_list import Option
 from textual.widgets.text_area import EditResult, Location
 from textual.worker import Worker
@@ -225,6 +226,8 @@ class Prompt(TextArea):
         self._cycle: tuple[Completion, int, Location] | None = None
         """The completion that Tab goes through, which of it is inserted, and where that ends."""
         self._hinted: tuple[tuple[str, ...], int] = ((), -1)
+        self._quiet = ""
+        """This text was not typed, or was run: nothing is offered until it changes."""
         self._coloured: tuple[str, tuple[tuple[int, int, str], ...]] = ("", ())
 
     # --- what is typed
@@ -233,7 +236,7 @@ class Prompt(TextArea):
         """Replace what is typed."""
         self.load_text(typeable(sql))
         self.move_cursor(self.document.end)
-        self._look()
+        self._quiet = self.text
         self.refresh(layout=True)
 
     def replace(
@@ -254,6 +257,8 @@ class Prompt(TextArea):
         if event.key == "enter":
             event.stop()
             event.prevent_default()
+            self._quiet = self.text
+            self._look()
             self.post_message(self.Submitted(self.text))
 
     def action_new_line(self) -> None:
@@ -294,7 +299,8 @@ class Prompt(TextArea):
         text = completion.candidates[chosen]
         self.replace(text, start, (row, column), maintain_selection_offset=False)
         self.move_cursor((start[0], start[1] + len(text)))
-        self._cycle = (completion, chosen, self.cursor_location)
+        if len(completion.candidates) > 1:
+            self._cycle = (completion, chosen, self.cursor_location)
         self._look()
 
     def _completion(self) -> Completion:
@@ -320,10 +326,14 @@ class Prompt(TextArea):
         """Tell what the word at the cursor may become."""
         if self._cycle is not None and self._cycle[2] != self.cursor_location:
             self._cycle = None
-        if self._cycle is not None:
+        hinted: tuple[tuple[str, ...], int] = ((), -1)
+        if self.text == self._quiet:
+            self.suggestion = ""
+        elif self._cycle is not None:
             hinted = (self._cycle[0].candidates, self._cycle[1])
             self.suggestion = ""
         else:
+            self._quiet = ""
             completion = self._completion()
             hinted = (completion.candidates, -1)
             at_end = self.cursor_at_end_of_line and self.has_focus
@@ -424,15 +434,6 @@ class ResultTable(ScrollView, can_focus=True):
             return None
         at = self._column
         return result.columns[at], result.types[at], result.rows[self._row][at]
-
-    @property
-    def cut_off(self) -> bool:
-        """Whether the selected cell shows less than its value."""
-        chosen = self.selected
-        return chosen is not None and (
-            "\n" in whole(chosen[2], chosen[1])
-            or cell_len(one_line(chosen[2], chosen[1])) > self._widths[self._column]
-        )
 
     # --- where things are
 
@@ -796,16 +797,15 @@ class Questions(ModalScreen[Question | None]):
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,f2,q", "dismiss", "Close")]
 
     def compose(self) -> ComposeResult:
-        """One list."""
-        yield OptionList(*(Option(self._told(each)) for each in QUESTIONS), id="sql-questions")
+        """The questions, and the SQL of the one chosen."""
+        with Vertical(id="sql-questions"):
+            yield OptionList(*(Option(each.title) for each in QUESTIONS), markup=False)
+            yield Static(id="sql-question", markup=False)
         yield Label("Enter asks   ↑ ↓ choose   Esc closes", id="sql-questions-keys")
 
-    @staticmethod
-    def _told(question: Question) -> Text:
-        return Text.assemble(
-            (question.title, "bold"), "\n  ", (" ".join(question.sql.split()), "dim"),
-            no_wrap=True, overflow="ellipsis",
-        )  # fmt: skip
+    def on_option_list_option_highlighted(self, event: OptionList.OptionHighlighted) -> None:
+        """Show what would be asked."""
+        self.query_one("#sql-question", Static).update(QUESTIONS[event.option_index].sql)
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """Leave with what was chosen."""
@@ -861,7 +861,7 @@ Times are UTC in the tables, local beside the slider; they are the proposers' cl
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f2", "questions", "Questions"),
         Binding("a", "questions", show=False),
-        Binding("escape", "leave", "Cancel"),
+        Binding("escape", "leave", "Stop, leave"),
         Binding("i,slash", "prompt", "Prompt", key_display="/"),
         Binding("r", "again", "Again"),
         Binding("v", "value", "Whole value"),
@@ -884,14 +884,14 @@ Times are UTC in the tables, local beside the slider; they are the proposers' cl
         self._moved = False
         """The slider moved, and nobody has looked yet."""
         self._told: Line = ()
+        self._hints: Line = ()
         self._error = ""
         self._answered = False
         self._expanded = False
 
     def compose(self) -> ComposeResult:
-        """From above: the prompt, completions, the slider, the status, the answer, the cell."""
+        """From above: the prompt, the slider, the status, the answer, the selected cell."""
         yield Prompt(self._past)
-        yield Lines(id="sql-hints")
         yield SlotSlider()
         yield Lines(id="sql-status")
         yield ResultTable()
@@ -1014,6 +1014,8 @@ Times are UTC in the tables, local beside the slider; they are the proposers' cl
         ]
         if uses_slot(asked.sql):
             told.append((f", $slot {count(asked.slot)}", "strong"))
+            if not result.rows and asked.slot == asked.now:
+                told.append((" (now): move the slider into the past", "dim"))
         if result.lag > 0:
             told.append((f", {plural(result.lag, 'slot')} behind the tip", "dim"))
         self._told = tuple(told)
@@ -1060,11 +1062,8 @@ Times are UTC in the tables, local beside the slider; they are the proposers' cl
             return  # when that is through, it looks again
         self._moved = False
         self.run_worker(self._ask_moment(self._listener), group="moment", exclusive=True)
-        if self._last is not None and self._answered_by_slot():
+        if self._last is not None and uses_slot(self._last):
             self._run(self._last)
-
-    def _answered_by_slot(self) -> bool:
-        return self._last is not None and uses_slot(self._last)
 
     async def _ask_moment(self, listener: Listener) -> None:
         slot = self._slider.slot
@@ -1082,7 +1081,9 @@ Times are UTC in the tables, local beside the slider; they are the proposers' cl
         status = self.query_one("#sql-status", Lines)
         if self._work is not None:
             took_ms = int((monotonic() - self._begun_s) * 1000)
-            status.put(((("  running ", "strong"), (age(took_ms), ""), ("   Esc cancels", "dim")),))
+            status.put((((" running ", "strong"), (age(took_ms), ""), ("   Esc cancels", "dim")),))
+        elif self._hints:
+            status.put((self._hints,))
         else:
             trouble = self._past.trouble
             status.put(((*self._told, (f"   {visible(trouble)}" if trouble else "", "dim")),))
@@ -1122,17 +1123,8 @@ Times are UTC in the tables, local beside the slider; they are the proposers' cl
 
     @on(Prompt.Hinted)
     def _hinted(self, event: Prompt.Hinted) -> None:
-        hints = self.query_one("#sql-hints", Lines)
-        room = self.size.width - 1
-        pieces: list[tuple[str, str]] = []
-        first = max(0, event.chosen - 2)
-        for at, each in enumerate(event.candidates[first:], first):
-            piece = (f" {each}", "cursor" if at == event.chosen else "key" if at == 0 else "dim")
-            if width_of((*pieces, piece)) > room - 2:
-                pieces.append((" …", "dim"))
-                break
-            pieces.append(piece)
-        hints.put((tuple(pieces),))
+        self._hints = _hints_picture(event.candidates, event.chosen, self.size.width)
+        self._tell()
 
     @on(ResultTable.Moved)
     def _cell_chosen(self) -> None:
@@ -1149,8 +1141,8 @@ Times are UTC in the tables, local beside the slider; they are the proposers' cl
         most = max(3, self.size.height // 2) if self._expanded else DETAIL_LINES
         row, _ = self._rows.cursor
         head = f" {count(row + 1)}/{count(self._rows.row_count)} {one_line(column)} "
-        text = whole(value, sql_type)
-        cell.put(_cell_picture(head, text, width, most))
+        text, beyond = whole(value, sql_type)
+        cell.put(_cell_picture(head, text, beyond, width, most))
 
     def on_resize(self) -> None:
         """Words are broken anew."""
@@ -1216,9 +1208,11 @@ Times are UTC in the tables, local beside the slider; they are the proposers' cl
         """Copy the value of the cell, what would steer a terminal spelled out."""
         chosen = self._rows.selected
         if chosen is not None:
-            text = whole(chosen[2], chosen[1]).replace("\n", "\\n")
+            text, beyond = whole(chosen[2], chosen[1])
+            text = text.replace("\n", "\\n")
             self.app.copy_to_clipboard(text)
-            self.notify(f"copied {plural(len(text), 'character')}", timeout=2)
+            told = "the first " if beyond else ""
+            self.notify(f"copied {told}{plural(len(text), 'character')}", timeout=2)
 
 
 async def _schema_of(listener: Listener) -> Schema:
@@ -1258,6 +1252,20 @@ def _took(seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
+def _hints_picture(candidates: tuple[str, ...], chosen: int, width: int) -> Line:
+    """The completions, in one line of ``width`` columns; the one that is or will be inserted
+    stands out."""
+    pieces: list[tuple[str, str]] = []
+    first = max(0, chosen - 2)
+    for at, each in enumerate(candidates[first:], first):
+        tone = "cursor" if at == chosen else "key" if at == 0 and chosen < 0 else "dim"
+        if width_of((*pieces, (each, tone))) > width - 6:
+            pieces.append(("  …", "dim"))
+            break
+        pieces += [("  " if pieces else " Tab ", "dim"), (each, tone)]
+    return tuple(pieces)
+
+
 def _error_picture(error: str, width: int) -> tuple[Line, ...]:
     """The error as it came, its lines kept so that marks stay under what they mark."""
     lines: list[Line] = []
@@ -1271,8 +1279,9 @@ def _error_picture(error: str, width: int) -> tuple[Line, ...]:
     return tuple(lines)
 
 
-def _cell_picture(head: str, text: str, width: int, lines_max: int) -> Sequence[Line]:
-    """A value in at most ``lines_max`` lines; what is left out is said."""
+def _cell_picture(head: str, text: str, beyond: int, width: int, lines_max: int) -> Sequence[Line]:
+    """A value, of which ``beyond`` characters are left out already, in at most ``lines_max`` lines;
+    what is left out is said."""
     room = max(10, width - 1 - cell_len(head))
     parts: list[str] = []
     at = 0
@@ -1284,8 +1293,8 @@ def _cell_picture(head: str, text: str, width: int, lines_max: int) -> Sequence[
         parts.append(text[at:end])
         at = end + 1 if text[end : end + 1] == "\n" else end
     shown = parts[:lines_max]
-    if len(parts) > lines_max:
-        left = len(text) - sum(map(len, shown))
+    if beyond or len(parts) > lines_max:
+        left = len(text) - sum(map(len, shown)) + beyond
         note = f"… {count(left)} more (v: all, y: copy)"
         shown[-1] = cut(shown[-1], max(1, room - len(note))).rstrip("…") + note
     indent = " " * cell_len(head)
