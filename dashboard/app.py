@@ -14,6 +14,7 @@ import signal
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
+from pathlib import Path
 from typing import ClassVar, Final, TypeAlias
 
 from textual import events
@@ -33,8 +34,8 @@ from dashboard.widgets.header import (
     Tabs,
     Top,
     Trouble,
-    age_line,
     replay_words,
+    right_sides,
     told_picture,
     verdict_picture,
 )
@@ -86,7 +87,7 @@ class DashApp(App[None]):
     """``trex-dash``. ``open_feed`` makes what it draws from; without ``admin`` nothing can be done
     to the cluster; ``act`` does what the operator confirmed."""
 
-    CSS_PATH = "trex.tcss"
+    CSS_PATH = Path(__file__).with_name("trex.tcss")
     TITLE = "trex-dash"
     ENABLE_COMMAND_PALETTE = True
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -225,10 +226,9 @@ class DashApp(App[None]):
         stale = age_ms is not None and age_ms > STALE_MS
         self._main.set_class(stale, "-stale")
         progress = feed.progress
-        replay = "" if progress is None else replay_words(feed.source, progress, feed.speed)
-        paused = progress is not None and feed.speed <= 0
+        replay = () if progress is None else replay_words(feed.source, progress, feed.speed)
         cluster = visible(view.cluster)
-        self._tabs.show(age_line(cluster, age_ms, stale=stale, replay=replay, paused=paused))
+        self._tabs.show(right_sides(cluster, age_ms, stale=stale, replay=replay))
         self.pane.show(view, feed)
 
     # --- keys -----------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ from textual.screen import ModalScreen
 from textual.widgets import Button, Label, RadioButton, RadioSet
 
 from dashboard.actions import Action, HandOver, TakeSnapshot
-from dashboard.view import View, VoterView
+from dashboard.view import View, VoterView, silent_after_ms
+from dashboard.widgets.header import whole_age
 
 
 class Choice(ModalScreen[Action | None]):
@@ -100,9 +101,9 @@ def _leads(voter: VoterView) -> bool:
 
 
 def _state(view: View, voter: VoterView) -> str:
-    digest = voter.digest
-    if digest is None:
+    if voter.heard_ms is None or voter.digest is None:
         return "never heard"
-    behind = view.tip_slot - digest.fixed
-    where = "at the tip" if behind <= 0 else f"{behind:,} slots behind"
-    return f"{digest.role}, {where}"
+    ago_ms = view.now_ms - voter.heard_ms
+    if ago_ms > silent_after_ms(voter):
+        return f"silent for {whole_age(ago_ms)}"
+    return voter.digest.role

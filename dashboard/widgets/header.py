@@ -5,12 +5,14 @@ The verdict is never cut: it takes a second and a third line where the words are
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from textual import events
 from textual.message import Message
 
 from dashboard.advice import SIGNS, Level, Verdict
+from dashboard.tables import visible
 from dashboard.widgets.lines import Line, Lines, Picture, Piece, cut, spread, width_of, wrap
 from dashboard.words import age
 
@@ -39,30 +41,32 @@ def told_picture(level: Level, words: str, width: int) -> Picture:
     )
 
 
-def age_line(
-    cluster: str, age_ms: int | None, *, stale: bool, replay: str = "", paused: bool = False
-) -> Line:
-    """The cluster's name, and how old what is shown is: "live", "2 s old" or "STALE 8 s"."""
-    pieces: list[Piece] = [(cut(cluster, 24), "strong"), ("  ", "")]
-    if replay:
-        pieces += [(replay, "warn" if paused else "key"), ("  ", "")]
+def right_sides(
+    cluster: str, age_ms: int | None, *, stale: bool, replay: tuple[str, ...] = ()
+) -> tuple[Line, ...]:
+    """The cluster's name, and how old what is shown is: "live", "2 s old" or "STALE 8 s"; of a
+    replay where it is. Each shorter than the one before."""
     if age_ms is None:
-        pieces.append(("nothing heard yet", "warn"))
+        old: Piece = ("nothing heard yet ", "warn")
     elif stale:
-        pieces.append((f"STALE {whole_age(age_ms)}", "bad"))
-    elif age_ms < NOW_MS:
-        pieces.append(("as it was" if replay else "live", "dim"))
+        old = (f"STALE {whole_age(age_ms)} ", "bad")
+    elif age_ms >= NOW_MS:
+        old = (f"{whole_age(age_ms)} old ", "warn")
     else:
-        pieces.append((f"{whole_age(age_ms)} old", "warn"))
-    pieces.append((" ", ""))
-    return tuple(pieces)
+        old = ("" if replay else "live ", "dim")
+    name: Piece = (f"{cut(cluster, 24)}  ", "strong")
+    lines: list[Line] = [
+        (name, (f"{words} ", "key"), (" " if old[0] else "", ""), old) for words in replay
+    ]
+    return (*lines, (name, old), (old,))
 
 
-def replay_words(name: str, progress: tuple[int, int], speed: float) -> str:
-    """ "REPLAY file 00:12/00:31 ×2", or "paused"."""
+def replay_words(name: str, progress: tuple[int, int], speed: float) -> tuple[str, ...]:
+    """ "REPLAY file 00:12/00:31 ×2", or "paused"; and without the name."""
     played, whole = (f"{ms // 60_000:02}:{ms // 1000 % 60:02}" for ms in progress)
     rate = "paused" if speed <= 0 else f"×{speed:g}"
-    return f"REPLAY {cut(name, 24)} {played}/{whole} {rate}"
+    where = f"{played}/{whole} {rate}"
+    return (f"REPLAY {cut(visible(name), 24)} {where}", f"REPLAY {where}")
 
 
 class Top(Lines):
@@ -87,25 +91,31 @@ class Tabs(Lines):
         super().__init__(id=id)
         self._titles = titles
         self.active = 0
-        self._right: Line = ()
+        self._rights: tuple[Line, ...] = ()
 
-    def show(self, right: Line) -> None:
-        """Draw the tabs with ``right`` beside them."""
-        self._right = right
+    def show(self, rights: Sequence[Line]) -> None:
+        """Draw the tabs, and beside them the longest of ``rights`` that there is room for; where
+        there is none, the other tabs are but their numbers."""
+        self._rights = tuple(rights)
         labels: list[Piece] = []
         for at, title in enumerate(self._titles):
             labels.append((f" {at + 1} {title} ", "tab" if at == self.active else ""))
-        tabs = tuple(labels)
         width = self.size.width
-        if width_of(tabs) + width_of(right) >= width:
-            tabs = tuple(
-                each if at == self.active else (f" {at + 1} ", "") for at, each in enumerate(labels)
-            )
-        self.put((spread(tabs, right, width) if width else tabs,))
+        for tabs in (labels, self._short(labels)):
+            for right in self._rights:
+                if width_of(tabs) + width_of(right) < width:
+                    self.put((spread(tuple(tabs), right, width),))
+                    return
+        self.put((tuple(labels),))
+
+    def _short(self, labels: Sequence[Piece]) -> list[Piece]:
+        return [
+            each if at == self.active else (f" {at + 1} ", "") for at, each in enumerate(labels)
+        ]
 
     def on_resize(self) -> None:
         """The right side belongs to the right."""
-        self.show(self._right)
+        self.show(self._rights)
 
     def on_click(self, event: events.Click) -> None:
         """A tab is chosen."""

@@ -9,7 +9,7 @@ from textual.app import ComposeResult
 
 from dashboard.advice import LEVELS, SIGNS, Level, findings
 from dashboard.feed import Feed
-from dashboard.view import View, VoterView
+from dashboard.view import View, VoterView, silent_after_ms
 from dashboard.widgets.eventlog import EventLog
 from dashboard.widgets.header import NOW_MS, whole_age
 from dashboard.widgets.pane import Pane, Subject
@@ -36,8 +36,6 @@ COLUMNS: Final = (
     Column("up", "up for", 7, rank=9, right=True),
 )
 """Of the voters' table; the highest rank goes first where there is no room."""
-SILENT_MS: Final = 3_000
-"""A voter not heard for so long, in milliseconds, is silent: each speaks every 900 ms."""
 ROLE_STYLES: Final = {"leader": "lead", "candidate": "stand", "polling": "poll"}
 LOG_LINES_MIN: Final = 3
 """With less room for the log than this, the rest is told tersely."""
@@ -47,7 +45,7 @@ LOG_LINES_ROOMY: Final = 12
 
 def is_silent(view: View, voter: VoterView) -> bool:
     """Whether nothing was heard of ``voter`` for too long."""
-    return voter.heard_ms is None or view.now_ms - voter.heard_ms > SILENT_MS
+    return voter.heard_ms is None or view.now_ms - voter.heard_ms > silent_after_ms(voter)
 
 
 def voter_cells(view: View, voter: VoterView, level: Level) -> tuple[Cell, ...]:
