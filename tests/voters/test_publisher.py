@@ -5,21 +5,26 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from msgspec.structs import replace
 
 from trex_core.messages import (
     Ballot,
     Kind,
+    ListenerReport,
     RepairRequest,
     StreamRun,
     StreamTip,
+    Transition,
     Value,
     VoterDigest,
     encode_value,
 )
+from trex_core.roster import NAME_BYTES_MAX, VERSION_BYTES_MAX, Roster
 from trex_core.state import FixedRun, chain_run, chain_start
 from trex_core.wire import DATAGRAM_BODY_BYTES_MAX, decode_stream
 from voters import publisher
 from voters.publisher import REPAIR_LINGER_S, Publisher
+from voters.server import WHY_CHARS_MAX
 
 BALLOT = Ballot(0, 3, 1)
 GENESIS = chain_start(bytes(16))
@@ -101,6 +106,63 @@ def test_a_value_too_large_is_left_out_and_the_tip_announces_it():
     stream.publisher.tip(BALLOT, True, DIGEST)
     assert stream.sent() == [StreamTip(BALLOT, True, 3, run.chains[-1], DIGEST)]
     assert not stream.publisher.announce
+
+
+MOST = (1 << 63) - 1
+WORST_BALLOT = Ballot(MOST, MOST, MOST)
+
+
+def worst_digest(transitions=8):
+    """What no voter of seven could exceed."""
+    numbers = [MOST] * 2
+    return VoterDigest(
+        "candidate", WORST_BALLOT, MOST, MOST, MOST, MOST, MOST, MOST, "v" * 64,
+        MOST, MOST, MOST, MOST, MOST, False, MOST, *numbers, *numbers, (MOST,) * 7,
+        tuple(
+            Transition(number, MOST, "candidate", WORST_BALLOT, MOST, MOST, "y" * WHY_CHARS_MAX)
+            for number in range(1, transitions + 1)
+        ),
+    )  # fmt: skip
+
+
+def some_roster():
+    roster = Roster()
+    for index in range(40):
+        roster.heard(
+            ListenerReport(
+                "n" * NAME_BYTES_MAX, index, *[MOST] * 4, True, *[MOST] * 5, "v" * VERSION_BYTES_MAX
+            ),
+            0,
+        )
+    for index in range(40):
+        roster.heard(ListenerReport(f"l-{index}", index, 7, 7, 7, 0, True, 0, 0, 0, 0, 9, "1.0"), 0)
+    return roster
+
+
+@pytest.mark.parametrize("transitions", range(9))
+def test_a_tip_is_one_datagram_whatever_is_to_be_told(transitions):
+    stream, roster = Stream(), some_roster()
+    for _ in range(40):
+        digest = worst_digest(transitions)
+        stream.publisher.tip(WORST_BALLOT, True, digest, lambda most: roster.digest(0, most))
+        (tip,) = stream.sent()
+        told = tip.digest
+        assert (told.listeners.known, told.listeners.lag_max) == (80, 0)
+        assert replace(told, transitions=(), listeners=DIGEST.listeners) == worst_digest(0)
+        newest = digest.transitions[transitions - len(told.transitions) :]
+        assert told.transitions == newest, "the oldest go first"
+        assert len(told.transitions) >= min(transitions, 3)
+
+
+def test_listeners_get_the_space_that_is_left_and_take_turns():
+    stream, roster = Stream(), some_roster()
+    shown = set()
+    for _ in range(60):
+        stream.publisher.tip(BALLOT, True, DIGEST, lambda most: roster.digest(0, most))
+        (tip,) = stream.sent()
+        assert len(tip.digest.listeners.rows) >= 3
+        shown |= {(seen.report.name, seen.report.instance) for seen in tip.digest.listeners.rows}
+    assert len(shown) == 80
 
 
 def test_who_does_not_lead_streams_nothing_but_can_repair():

@@ -7,6 +7,8 @@ import logging
 import shutil
 import socket
 import threading
+import time
+from collections import Counter
 from pathlib import Path
 
 import msgspec
@@ -16,10 +18,13 @@ from tests.voters.here import SOON_S, Here, some_cluster
 from trex_core.invariants import InvariantViolation
 from trex_core.messages import (
     COMMAND_BYTES_MAX,
+    NO_BALLOT,
     Answer,
+    Ballot,
     HandOverRequest,
     Heartbeat,
     Kind,
+    ListenerReport,
     Outcome,
     OutcomeStatus,
     Query,
@@ -30,7 +35,9 @@ from trex_core.messages import (
     SnapshotNow,
     Status,
     StatusRequest,
+    StreamTip,
     Submit,
+    Tip,
 )
 from trex_core.metadata.commands import (
     LEVEL,
@@ -44,19 +51,24 @@ from trex_core.metadata.commands import (
     encode_command,
     encode_question,
 )
-from trex_core.state import Follower, Leader
+from trex_core.roster import BEHIND_MS
+from trex_core.state import Follower, Leader, Receive
 from trex_core.wire import (
     Channel,
     FrameBuffer,
     Identity,
+    decode_stream,
     encode_body,
     frame,
+    unframe,
 )
 from trex_core.wire import decode_reply as decode_frame_reply
 from voters import JournalError, StartError, VoterFailedError, server
 from voters.gateway import Client
 from voters.journal import Disk, Journal
-from voters.server import difference
+from voters.logs import fields_of
+from voters.server import difference, percentiles_us
+from voters.transport import multicast_receiver, multicast_sender
 
 pytestmark = pytest.mark.anyio
 
@@ -663,6 +675,224 @@ async def test_status_tells_what_the_voter_thinks(here):
     assert all(0 <= peer.heard_ms < SOON_S * 1000 for peer in status.peers)
 
 
+class Overheard:
+    """The stream as whoever joined the group hears it: the newest tip of each voter."""
+
+    def __init__(self, cluster):
+        self.cluster = cluster
+        self.tips = {}
+        self.count = Counter()
+        self._sock = multicast_receiver(cluster.stream, cluster.stream.port, 1 << 20)
+        self._heard = asyncio.Event()
+
+    def __enter__(self):
+        asyncio.get_running_loop().add_reader(self._sock, self._read)
+        return self
+
+    def __exit__(self, *exc):
+        asyncio.get_running_loop().remove_reader(self._sock)
+        self._sock.close()
+
+    def _read(self):
+        held = unframe(self._sock.recv(2048), self.cluster.cluster_id_bytes, Channel.STREAM)
+        message = decode_stream(held.body)
+        if isinstance(message, StreamTip):
+            self.tips[held.sender] = message
+            self.count[held.sender] += 1
+            self._heard.set()
+
+    async def until(self, holds):
+        async with asyncio.timeout(SOON_S):
+            while not holds(self.tips):
+                self._heard.clear()
+                await self._heard.wait()
+
+    async def next_tip(self, voter, holds=lambda _: True):
+        del self.tips[voter]
+        await self.until(lambda tips: voter in tips and holds(tips[voter].digest))
+        return self.tips[voter].digest
+
+
+def say(cluster, *messages):
+    """Multicast on the repair group, as listeners do."""
+    identity = Identity(cluster.cluster_id_bytes)
+    with multicast_sender(cluster.stream) as sock:
+        for message in messages:
+            data = frame(identity, Channel.STREAM, encode_body(message))
+            sock.sendto(data, (cluster.stream.group, cluster.stream.repair_port))
+
+
+def report(name, instance=1, *, leaving=False):
+    return ListenerReport(
+        name, instance, 5, -1, 9, BEHIND_MS, True, 0, 0, 0, 0, 1, "1", leaving=leaving
+    )
+
+
+async def test_tips_tell_how_each_voter_is(here):
+    with Overheard(here.cluster) as stream:
+        await here.start()
+        leader = await here.leader()
+        me = leader.config.voter
+        async with Asker(here.cluster, me) as client:
+            session = await client.open_session()
+            for sequence in range(1, 21):
+                await client.put(session, sequence)
+            status = await client.ask(StatusRequest)
+        await here.until(lambda: len({v.state.fixed for v in here.running.values()}) == 1)
+        await stream.until(lambda tips: len(tips) == 3)
+        told = await stream.next_tip(me, lambda d: d.commit_p50_us and d.fsync_p50_us)
+        others = [await stream.next_tip(v) for v in here.cluster.voter_ids if v != me]
+    now_ms = time.time() * 1000
+    assert told.proposed == told.fixed == leader.state.fixed
+    assert 0 <= told.quorum_age_ms < leader.config.election_ticks_max * 10
+    assert 0 < told.commit_p50_us <= told.commit_p99_us < SOON_S * 1e6
+    assert 0 < told.fsync_p50_us <= told.fsync_p99_us < SOON_S * 1e6
+    assert len(told.heard_ms) == 3
+    for digest in (told, *others):
+        assert digest.boot == 1
+        assert digest.has_room
+        assert now_ms - SOON_S * 1000 < digest.time_ms <= now_ms
+        assert digest.uptime_s <= SOON_S
+        assert all(-1 <= heard < SOON_S * 1000 for heard in digest.heard_ms)
+        assert digest.heard_ms[me - 1] >= 0
+        assert digest.transitions[0].why == "started"
+    assert told.heard_ms[me - 1] == 0
+    assert min(told.heard_ms) == 0, "a leader heard its followers"
+    assert {(d.proposed, d.commit_p50_us) for d in others} == {(0, 0)}
+    assert all(0 <= d.quorum_age_ms < SOON_S * 1000 for d in others)
+    assert now_ms - SOON_S * 1000 < status.time_ms <= now_ms
+
+
+async def test_who_follows_nobody_knows_no_quorum(here):
+    with Overheard(here.cluster) as stream:
+        await here.start(1)
+        await stream.until(lambda tips: 1 in tips and tips[1].digest.role == "polling")
+        digest = stream.tips[1].digest
+    assert digest.quorum_age_ms == -1
+    assert digest.heard_ms == (0, -1, -1)
+    assert [(t.number, t.role, t.leader) for t in digest.transitions] == [
+        (1, "follower", 0),
+        (2, "polling", 0),
+    ]
+
+
+async def test_a_voter_that_comes_to_lead_tells_how(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    with some_cluster(1) as cluster, Overheard(cluster) as stream:
+        async with Here(cluster, tmp_path) as voters:
+            await voters.start()
+            ballot = (await voters.leader()).state.leader
+            await stream.until(lambda tips: 1 in tips and tips[1].digest.role == "leader")
+            told = stream.tips[1].digest.transitions
+    assert [(t.number, t.role, t.ballot, t.leader) for t in told] == [
+        (1, "follower", NO_BALLOT, 0),
+        (2, "candidate", ballot, 0),
+        (3, "leader", ballot, 1),
+    ]
+    assert [t.why for t in told][::2] == ["started", "a quorum promised"]
+    ages = [t.age_ms for t in told]
+    assert ages == sorted(ages, reverse=True)
+    logged = [
+        (fields_of(record)["role"], fields_of(record)["why"])
+        for record in caplog.records
+        if record.getMessage() == "voter.role.changed"
+    ]
+    assert logged == [(t.role, t.why) for t in told[1:]], "the log says the same"
+
+
+async def test_no_change_is_lost_though_several_come_in_one_turn_and_the_newest_are_told(here):
+    with Overheard(here.cluster) as stream:
+        await here.start(1)
+        voter = here.running[1]
+        state = voter.state
+        for beat in range(1, 11):
+            leader = 2 + beat % 2
+            ballot = Ballot(0, 1000 + beat, leader)
+            tip = Tip(state.fixed, state.chain, state.fixed + 1)
+            voter.inject(Receive(leader, 7 * leader, 1, Heartbeat(ballot, beat, tip, 0)))
+        await stream.until(
+            lambda tips: (
+                1 in tips and any(t.ballot.round == 1010 for t in tips[1].digest.transitions)
+            )
+        )
+        told = stream.tips[1].digest.transitions
+    followed = [t for t in told if t.ballot.round > 1000]
+    assert [t.ballot.round for t in followed] == list(range(1011 - len(followed), 1011))
+    assert len(followed) >= server.TRANSITIONS_TOLD - 1
+    assert [t.leader for t in followed] == [t.ballot.voter for t in followed]
+    assert {t.why for t in followed} == {"voter 2 leads", "voter 3 leads"}
+    assert len({t.age_ms for t in followed}) == 1
+
+
+async def test_a_changed_role_is_told_at_once_and_seldom(here, monkeypatch):
+    """All other tips are put off for ever: what is heard is told because of the change."""
+    monkeypatch.setattr(server, "VOTER_TIP_MS", 10**9)
+    monkeypatch.setattr(server, "LEADER_TIP_MS", 10**9)
+    monkeypatch.setattr(server, "QUIET_TICKS", 10**9)
+    with Overheard(here.cluster) as stream:
+        await here.start()
+        first = await here.leader()
+        await stream.until(
+            lambda tips: (
+                sorted(t.digest.role for t in tips.values()) == ["follower", "follower", "leader"]
+                and all(
+                    t.digest.transitions[-1].leader == first.config.voter for t in tips.values()
+                )
+            )
+        )
+        changes = {v: tip.digest.transitions[-1].number for v, tip in stream.tips.items()}
+        assert all(stream.count[v] <= number + 1 for v, number in changes.items())
+        await here.stop(first.config.voter)
+        await stream.until(
+            lambda tips: any(
+                t.digest.role == "leader" for v, t in tips.items() if v != first.config.voter
+            )
+        )
+
+
+async def test_each_voter_tells_of_the_listeners_it_hears(here):
+    with Overheard(here.cluster) as stream:
+        await here.start()
+        await here.leader()
+        await stream.until(lambda tips: len(tips) == 3)
+        say(here.cluster, report("a"), report("b"))
+        await stream.until(
+            lambda tips: all(
+                (t.digest.listeners.known, t.digest.listeners.lag_max) == (2, 4)
+                for t in tips.values()
+            )
+        )
+        for tip in stream.tips.values():
+            listeners = tip.digest.listeners
+            assert sorted(row.report.name for row in listeners.rows) == ["a", "b"]
+            assert (listeners.behind, listeners.silent) == (2, 0)
+        say(here.cluster, report("a", leaving=True))
+        await stream.until(lambda tips: all(t.digest.listeners.known == 1 for t in tips.values()))
+
+
+async def test_a_flood_of_reports_is_heard_in_part_and_stops_no_write(here):
+    await here.start()
+    leader = await here.leader()
+    started_s = time.monotonic()
+    async with Asker(here.cluster, leader.config.voter) as client:
+        session = await client.open_session()
+        for sequence in range(1, 41):
+            say(here.cluster, *(report("a", 100 * sequence + index) for index in range(100)))
+            assert (await client.put(session, sequence)).status == OutcomeStatus.APPLIED
+    seconds = int(time.monotonic() - started_s) + 2
+    for voter in here.running.values():
+        known = voter._roster.size(int(asyncio.get_running_loop().time() * 1000))
+        assert 0 < known <= seconds * server.REPORTS_HEARD_PER_S
+        assert voter.counters["report.too_many"] > 0
+
+
+def test_percentiles_weigh_each_sample():
+    assert percentiles_us([]) == (0, 0)
+    assert percentiles_us([(7, 1)]) == (7, 7)
+    assert percentiles_us([(10, 98), (500, 1), (3, 1)]) == (10, 500)
+    assert percentiles_us([(1, 1), (9, 3)]) == (9, 9)
+
+
 async def test_full_disks_refuse_proposals_and_room_lets_them_pass(here, monkeypatch):
     """A leader whose disk is full hands over to one that has room, so it may move meanwhile."""
     free = {"bytes": 0}
@@ -775,7 +1005,6 @@ async def test_a_port_in_use_is_named_with_its_key(here, key):
 
 
 def test_the_difference_of_two_states_has_a_reason():
-    from trex_core.messages import Ballot
     from trex_core.state import Polling, first_state
 
     calm = first_state(bytes(16))

@@ -18,6 +18,7 @@ from trex_core.messages import (
     CatchUp,
     Fetch,
     Heartbeat,
+    ListenerReport,
     Pairs,
     RepairRequest,
     StreamTip,
@@ -319,6 +320,50 @@ async def test_only_repair_requests_that_name_the_voter_are_taken(peers):
     await two.until(lambda: two.repairs)
     assert two.repairs == [RepairRequest("x", 2, 5, 9)]
     assert two.counted == {"repair.dropped.short": 1, "repair.dropped.body": 1}
+
+
+def report(name, instance=1):
+    return ListenerReport(name, instance, 5, 4, 5, 0, True, 0, 0, 0, 0, 1, "1")
+
+
+async def test_reports_are_taken_by_every_voter_and_bad_ones_are_counted(peers):
+    one, two = await peers(1), await peers(2)
+    cluster = peers.cluster
+    identity = Identity(cluster.cluster_id_bytes)
+    whole = frame(identity, Channel.STREAM, encode_body(report("a")))
+    with multicast_sender(cluster.stream) as sock:
+        address = (cluster.stream.group, cluster.stream.repair_port)
+        for data in (
+            frame(identity, Channel.STREAM, encode_body(report("x" * 129))),
+            frame(identity, Channel.STREAM, encode_body(report("x", -1))),
+            frame(identity, Channel.STREAM, encode_body(report(17))),
+            frame(identity, Channel.STREAM, encode_body(report("x"))[:-1]),
+            whole[:-1] + bytes([whole[-1] ^ 1]),
+            whole,
+        ):
+            sock.sendto(data, address)
+    for peer in (one, two):
+        await peer.until(lambda peer=peer: peer.reports)
+        assert peer.reports == [report("a")]
+        assert peer.counted == {"report.dropped.body": 4, "report.dropped.checksum": 1}
+
+
+async def test_reports_beyond_what_is_allowed_cost_a_request_nothing(peers):
+    two = await peers(2)
+    two.reports_max = 3
+    cluster = peers.cluster
+    identity = Identity(cluster.cluster_id_bytes)
+    with multicast_sender(cluster.stream) as sock:
+        address = (cluster.stream.group, cluster.stream.repair_port)
+        for index in range(10):
+            data = frame(identity, Channel.STREAM, encode_body(report("a", index)))
+            sock.sendto(data, address)
+        wanted = RepairRequest("x", 2, 5, 9)
+        sock.sendto(frame(identity, Channel.STREAM, encode_body(wanted)), address)
+    await two.until(lambda: two.repairs)
+    assert two.repairs == [wanted]
+    assert two.reports == [report("a", index) for index in range(3)]
+    assert two.counted == {"report.too_many": 7}
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM], ids=["udp", "tcp"])
