@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 from functools import partial
+from itertools import pairwise
 
 import msgspec
 import pytest
 
+from dashboard.importer import row_command
 from listeners.sql import SqlInvalidError, run_select
 from listeners.store import _MACROS, Store
 from tests.listeners.feed import BALLOT, CLUSTER_ID, GENESIS, Feed
@@ -332,6 +335,27 @@ def test_a_store_of_before_gets_them_when_it_is_opened(path):
     store = open_store(path)
     assert_tells_the_past(store, past, 30, pairs=5)
     assert len(select(store, "SELECT * FROM ballots")) == 1
+    store.close()
+
+
+def test_a_recorded_cluster_is_told_as_it_was(path, google_trace):
+    """An eighth of the machines, with everything that happened to them."""
+    past, store = Past(), open_store(path)
+    with gzip.open(google_trace) as lines:
+        rows = [line for line in lines if int(line.split(b",")[1]) % 8 == 0]
+    assert len(rows) > 3000
+    slots = past.start()
+    for row in rows:
+        slots.append(past.command(row_command(row)))
+        if len(slots) == 500:
+            store.write(past.batch(slots))
+            slots = []
+    store.write(past.batch(slots))
+    wanted = [*range(0, past.slot, 331), past.slot]
+    for slot in wanted:
+        assert members_at(store, slot) == members(past.states[slot]), f"members at {slot}"
+    for a, b in pairwise(wanted):
+        assert diff(store, a, b) == difference(past.states[a], past.states[b]), f"{a} to {b}"
     store.close()
 
 
