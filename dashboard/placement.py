@@ -306,12 +306,13 @@ def _as_up(members: Iterable[Member]) -> list[Change]:
 
 
 def share(tokens: int) -> str:
-    """So many tokens as a part of the ring: "17.2 %", "0.008 %", "-" for none."""
+    """So many tokens as a part of the ring: "17.20 %", "0.008 %", "-" for none; copies in several
+    places may be more than 100 %."""
     percent = tokens * 100 / SPACE
     if not tokens:
         return "-"
     if percent >= 99.995:
-        return "100 %"
+        return f"{percent:.0f} %"
     if percent >= 1:
         return f"{percent:.2f} %"
     return f"{percent:.3f} %" if percent >= 0.0005 else "<.001 %"

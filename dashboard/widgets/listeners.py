@@ -317,7 +317,7 @@ more seldom the more there are. What is old is written `~` and dimmed: it may no
 - **stored**: the newest slot in its DuckDB; what SQL there can see.
 
 `≠` marks a version that most others do not run. `twice` marks one name used by two processes:
-give each listener its own name.
+give each listener its own name. `here` marks this dashboard, which is a listener too.
 
 ## Keys
 `o` sort by the next column, `r` reverse, `/` only names that begin so (`escape`: all again),
@@ -346,6 +346,8 @@ One character for each listener, in order of name, so that each keeps its place:
         self._view = View()
         self._standings: dict[Key, Standing] = {}
         self._twice: frozenset[str] = frozenset()
+        self._here = ""
+        """The name of the dashboard's own."""
         self._version = ""
         """What most run."""
         self._order = "lag"
@@ -370,7 +372,7 @@ One character for each listener, in order of name, so that each keeps its place:
 
     # --- what is shown
 
-    def show(self, view: View, feed: Feed) -> None:  # noqa: ARG002
+    def show(self, view: View, feed: Feed) -> None:
         """Draw ``view``; nothing is done in a second in which nothing was heard."""
         seen = (view.listeners, view.voters, view.now_ms // 1000)
         unchanged = (
@@ -383,6 +385,7 @@ One character for each listener, in order of name, so that each keeps its place:
             return
         self._seen = seen
         self._view = view
+        self._here = feed.listener.name
         self._draw()
 
     def _draw(self) -> None:
@@ -450,7 +453,7 @@ One character for each listener, in order of name, so that each keeps its place:
             (name, "warn" if key[0] in self._twice else old),
             (count(lag_slots(listener)), old or ("warn" if lag_slots(listener) else "")),
             (count(report.applied), old),
-            (self._heard(listener), old),
+            ("here" if key[0] == self._here else self._heard(listener), old),
             (count(report.repairs), old),
             (count(report.gaps), old),
             (count(report.catchups), old),

@@ -46,7 +46,7 @@ FLOWS_SHOWN: Final = 3
 """Largest flows told of each move."""
 RANGES_SHOWN: Final = 3
 LEGEND_LINES: Final = 3
-DETAIL_LINES: Final = 6
+DETAIL_LINES: Final = 7
 ROOMY_COLUMNS: Final = 110
 """From so many columns on the picture takes nearly half of them."""
 
@@ -122,7 +122,8 @@ instead: of each member, of each zone, or of the largest owners.
 
 ## Moves in progress
 What every draining member has to hand over, and what every joining member will take once it is
-up: from whom, to whom, how much of the ring. *Last change* is the last time that ranges passed
+up: from whom, to whom, how much of the ring (a part that two members must copy counts twice; to
+`nobody`: there are fewer copies than before). *Last change* is the last time that ranges passed
 from members to others while you looked. TRex says who must copy what; copying is the members' task.
 
 ## The table
@@ -306,7 +307,7 @@ the band selects its owner.
         ring = placement.ring
         zones = plural(sum(1 for zone in placement.zones if zone), "zone")
         copies = plural(ring.settings.replication_factor, "copy", "copies")
-        spread = "one a zone" if ring.settings.spread == "zone" else "in any zone"
+        spread = "over zones" if ring.settings.spread == "zone" else "in any zone"
         return f"{plural(ring.tokens, 'token')}, {zones}, {copies}, {spread}"
 
     @property
@@ -321,9 +322,9 @@ the band selects its owner.
         width = max(20, self._moves.size.width or self._left.size.width)
         placement = self._placement
         lines: list[Line] = []
-        for passing, word in ((placement.leaving, "hand over"), (placement.joining, "will take")):
+        for passing, word in ((placement.leaving, "draining"), (placement.joining, "joining")):
             if passing.ranges:
-                lines += _flow_lines(passing, f"{word} {share(passing.tokens)}", width)
+                lines += _flow_lines(passing, f"{word}: {_to_copy(passing)}", width)
         if not lines:
             lines.append((("moves in progress: none", "dim"),))
         newest = placement.newest
@@ -334,9 +335,7 @@ the band selects its owner.
             who = ", ".join(line_of(name) for name in newest.who)
             more = newest.members - len(newest.who)
             who += f" and {count(more)} more" if more else ""
-            tokens = newest.passing.tokens
-            moved = f"{share(tokens)} to copy" if tokens else "nothing to copy"
-            head = f"last change, {slots}: {who}; {moved}"
+            head = f"last change, {slots}: {who}; {_to_copy(newest.passing)}"
             lines += [((text, ""),) for text in wrap(head, width, 2)]
             lines += _flow_lines(newest.passing, "", width)
         self._moves.put(lines[: self._moves_max()])
@@ -380,22 +379,16 @@ the band selects its owner.
         tokens = len(member_tokens(member, placement.ring.settings.tokens_per_weight))
         how = "given" if member.tokens is not None else "derived"
         head = f"{GUTTER} {line_of(member.id)}  {SIGNS.get(member.state, '?')} {member.state}"
-        owns = (
-            f"{plural(tokens, 'token')} {how}; owns {share(held.owned)} in "
-            f"{plural(held.ranges, 'range')}, keeps {share(held.held)}"
-        )
-        lines = [(cut(head, width), "strong"), (cut(owns, width), "")]
-        where = f"{line_of(member.zone or 'no zone')}, {line_of(member.address or 'no address')}"
+        zone, address = line_of(member.zone or "no zone"), line_of(member.address or "no address")
         lease = f"lease {member.lease}" if member.lease else "no lease"
-        lines += [
-            (text, "")
-            for text in wrap(
-                f"{where}, {lease}, weight {member.weight}, since slot "
-                f"{count(member.joined_slot)}, changed in {count(member.updated_slot)}",
-                width,
-                2,
-            )
-        ]
+        words = (
+            f"owns {share(held.owned)} in {plural(held.ranges, 'range')}, keeps "
+            f"{share(held.held)}; {plural(tokens, 'token')} {how}, "
+            f"weight {member.weight}, {lease}; {zone}, {address}; "
+            f"since slot {count(member.joined_slot)}, changed in "
+            f"{count(member.updated_slot)}"
+        )
+        lines = [(cut(head, width), "strong"), *((text, "") for text in wrap(words, width, 4))]
         rows = ranges_of(member, placement.ring)
         if rows:
             told = ", ".join(
@@ -498,6 +491,10 @@ the band selects its owner.
         if event.input is self._filter:
             self._filter.display = bool(self._filter.value)
         self._table.focus()
+
+
+def _to_copy(passing: Passing) -> str:
+    return f"{share(passing.tokens)} to copy" if passing.tokens else "nothing to copy"
 
 
 def _flow_lines(passing: Passing, head: str, width: int) -> Sequence[Line]:

@@ -160,6 +160,13 @@ async def test_through_a_voter_is_said():
         assert "heard through a voter just now" in stage.text()
 
 
+async def test_the_dashboard_itself_is_marked():
+    async with on_stage(ListenersPane(), seen([report("dash"), report("cache")])) as (stage, _):
+        for line in stage.lines()[3:5]:
+            assert (" here " in line) == (" dash " in line)
+        assert " dash " in stage.text()
+
+
 async def test_o_goes_through_the_orders_and_r_turns_them_round():
     told = [
         report("a", 1, repairs=1, version="0.3"),

@@ -315,7 +315,7 @@ async def test_moves_in_progress_are_told():
         stage.pane._next_s = 0
         await shown(stage, pilot)
         told = words(stage, "moves")
-        assert "hand over" in told and "will take" in told
+        assert "draining: " in told and "joining: " in told and "% to copy in " in told
         assert "node-002 → " in told and "→ new" in told
 
 

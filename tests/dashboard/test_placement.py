@@ -170,8 +170,8 @@ def test_the_first_member_is_given_everything_by_nobody():
 
 
 def test_a_share_is_told_in_at_most_seven_characters():
-    told = [share(tokens) for tokens in (0, 1, SPACE // 10**5, SPACE // 3, SPACE - 1, SPACE)]
-    assert told == ["-", "<.001 %", "0.001 %", "33.33 %", "100 %", "100 %"]
+    told = [share(tokens) for tokens in (0, 1, SPACE // 10**5, SPACE // 3, SPACE - 1, 3 * SPACE)]
+    assert told == ["-", "<.001 %", "0.001 %", "33.33 %", "100 %", "300 %"]
 
 
 def test_ranges_of_a_member_are_those_it_owns():
