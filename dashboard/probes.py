@@ -67,6 +67,7 @@ async def gather(
     what is wrong with the cluster or this machine: that is what it reports."""
     ear = _Ear(cluster)
     replies: dict[int, Reply] = {}
+    answered: dict[int, int] = {}
     places: list[Place] = []
     here: list[Here] = []
     driver = Driver(cluster)
@@ -79,13 +80,13 @@ async def gather(
         except TrexError as error:
             why = _reason(error, voter)
         took_s = time.monotonic() - began_s
+        if status is not None and status.time_ms:  # told half way, more or less
+            answered[voter] = status.time_ms - int((time.time() - took_s / 2) * 1000)
         archive = ""
         if status is not None and await _ask_archive(cluster, voter, status.fixed + 1):
             await anyio.sleep_until(ends_s)  # its process may just be starting: once more
             archive = await _ask_archive(cluster, voter, status.fixed + 1)
         replies[voter] = Reply(voter, status, int(took_s * 1000), why, archive)
-        if status is not None and status.time_ms:
-            ear.offsets_ms[voter] = status.time_ms - int((time.time() - took_s / 2) * 1000)
 
     async def look() -> None:
         drops = _udp_drops()
@@ -115,7 +116,7 @@ async def gather(
         view=ear.view(),
         listened_ms=int(listen_s * 1000),
         replies=tuple(replies[voter] for voter in cluster.voter_ids),
-        offsets_ms=ear.offsets_ms,
+        offsets_ms={**ear.offsets_ms, **answered},
         places=tuple(places),
         here=msgspec.structs.replace(here[0], trouble=ear.trouble),
     )

@@ -1,0 +1,291 @@
+"""What the doctor says of what was found out: no socket and no disk, only evidence."""
+
+from __future__ import annotations
+
+import anyio
+import msgspec
+import pytest
+
+from dashboard import doctor, probes
+from dashboard.cluster_init import cluster_file
+from dashboard.doctor import ALL_WELL, NO_LEADER, WRONG, Evidence, Here, Place, Reply
+from dashboard.view import Clock, Opened, Reported, Tipped, View, reduce
+from trex_core.cluster import parse_cluster
+from trex_core.messages import (
+    CHAIN_BYTES,
+    NO_BALLOT,
+    Ballot,
+    ListenerReport,
+    PeerView,
+    Status,
+    StreamTip,
+    VoterDigest,
+)
+
+CLUSTER = parse_cluster(cluster_file("here", ["127.0.0.1"] * 5, tuple(range(20_001, 20_030))))
+VOTERS = CLUSTER.voter_ids
+BALLOT = Ballot(0, 4, 2)
+LEADER = 2
+NOW_MS = 1_700_000_000_000
+GIB = 1 << 30
+
+
+def status(voter, **changes):
+    leads = voter == LEADER
+    peers = tuple(PeerView(each, 20, 900, 900, 1) for each in VOTERS if each != voter)
+    told = Status(
+        id=1, voter=voter, role="leader" if leads else "follower", leader=LEADER, ballot=BALLOT,
+        promised=BALLOT, first_slot=1, last_accepted=900, fixed=900, applied=900,
+        chain=bytes(CHAIN_BYTES), boot=1, incarnation=voter, journal_bytes=32 << 20, segments=2,
+        snapshot_slot=0, free_bytes=90 * GIB, fsync_p50_us=200, fsync_p99_us=2_000,
+        quorum_age_ms=20, counters={}, peers=peers, version="1.0", uptime_s=500, time_ms=NOW_MS,
+    )  # fmt: skip
+    return msgspec.structs.replace(told, **changes)
+
+
+def tip(voter, *, leading=None, ballot=BALLOT, **changes):
+    leads = voter == LEADER if leading is None else leading
+    digest = VoterDigest(
+        role="leader" if leads else "follower", promised=ballot, last_accepted=900, fixed=900,
+        applied=900, journal_bytes=32 << 20, free_bytes=90 * GIB, fsync_us=200, version="1.0",
+        boot=1, uptime_s=500, time_ms=NOW_MS, proposed=900 if leads else 0, quorum_age_ms=20,
+        fsync_p50_us=200, fsync_p99_us=2_000,
+        heard_ms=tuple(0 if each == voter else 20 for each in VOTERS),
+    )  # fmt: skip
+    told = msgspec.structs.replace(digest, **changes)
+    return StreamTip(ballot, leads, 900, bytes(CHAIN_BYTES), told)
+
+
+def view(tips, *, watched_ms=2_500, reports=()):
+    """What was heard of these voters, each to the last."""
+    shown = reduce(View(), Opened(NOW_MS, "here", VOTERS, 1_000, "live"))
+    at_ms = NOW_MS
+    while at_ms < NOW_MS + watched_ms:
+        at_ms += 80
+        for voter, each in tips.items():
+            now = msgspec.structs.replace(each.digest, time_ms=at_ms, uptime_s=500 + at_ms // 1000)
+            fresh = msgspec.structs.replace(each, digest=now)
+            shown = reduce(shown, Tipped(at_ms, voter, fresh))
+    for each in reports:
+        shown = reduce(shown, Reported(at_ms, each))
+    return reduce(shown, Clock(at_ms + 20))
+
+
+def replies(*, without=(), **changes):
+    """What each voter answers over TCP; those ``without`` refuse."""
+    return tuple(
+        Reply(voter, None, 1, "Connection refused")
+        if voter in without
+        else Reply(voter, status(voter, **changes), 3)
+        for voter in VOTERS
+    )
+
+
+HERE = Here(
+    version="1.0", looped=True, drops=0, buffer_bytes=8 << 20, buffer_wanted=8 << 20,
+    synchronised=True, files_max=65_536,
+)  # fmt: skip
+
+
+def evidence(**changes):
+    """All well, but for ``changes``."""
+    found = Evidence(
+        cluster=CLUSTER,
+        source="cluster.toml",
+        view=view({voter: tip(voter) for voter in VOTERS}),
+        listened_ms=2_500,
+        replies=replies(),
+        offsets_ms=dict.fromkeys(VOTERS, 1),
+        places=(Place("here", "/data", 90 * GIB, 150, 900),),
+        here=HERE,
+    )
+    return msgspec.structs.replace(found, **changes)
+
+
+def said(found, check):
+    """The lines of a check, and the exit code."""
+    diagnosis = doctor.examine(found)
+    return [each for each in diagnosis.checks if each.check == check], diagnosis.exit_code
+
+
+ORDER = [
+    "cluster file", "voters", "archives", "multicast stream", "multicast repair",
+    "receive buffer", "quorum", "leader", "elections", "lag of voters", "disk room", "disk speed",
+    "snapshots", "listeners", "versions", "clock", "this machine", "verdict",
+]  # fmt: skip
+
+
+def test_all_well_is_said_of_every_check_in_order_and_exits_0():
+    diagnosis = doctor.examine(evidence())
+    assert [each.check for each in diagnosis.checks] == ORDER
+    assert {each.level for each in diagnosis.checks} == {"ok"}, diagnosis.checks
+    assert diagnosis.exit_code == ALL_WELL
+    assert "can lose 2" in diagnosis.checks[-1].words
+
+
+def test_notes_do_not_spoil_the_exit_code():
+    here = msgspec.structs.replace(HERE, synchronised=False, buffer_bytes=1 << 20, files_max=256)
+    found = evidence(here=here)
+    assert said(found, "clock")[0][0].level == "note"
+    (buffer,), code = said(found, "receive buffer")
+    assert buffer.level == "note" and "net.core.rmem_max=8388608" in buffer.advice
+    assert said(found, "this machine")[0][0].level == "note"
+    assert code == ALL_WELL
+
+
+def test_a_dead_voter_is_named_with_how_to_start_it():
+    tips = {voter: tip(voter) for voter in VOTERS if voter != 4}
+    (line,), code = said(evidence(view=view(tips), replies=replies(without={4})), "voters")
+    assert (line.level, line.subject, code) == ("warn", "voter 4", WRONG)
+    assert "Connection refused" in line.words and "trex-voter run --id 4" in line.advice
+
+
+def test_without_quorum_the_exit_code_is_4_though_two_voters_answer():
+    tips = {
+        voter: tip(voter, leading=False, ballot=NO_BALLOT, role="polling", quorum_age_ms=-1)
+        for voter in (1, 3)
+    }
+    answers = tuple(
+        Reply(v, status(v, role="polling", leader=0) if v in (1, 3) else None, 2, "refused")
+        for v in VOTERS
+    )
+    found = evidence(view=view(tips, watched_ms=6_000), replies=answers)
+    (quorum,), code = said(found, "quorum")
+    assert quorum.level == "bad" and "2 of 5 voters live, 3 needed" in quorum.words
+    (leader,), _ = said(found, "leader")
+    assert leader.level == "bad" and code == NO_LEADER
+    assert doctor.examine(found).checks[-1].level == "bad"
+
+
+def test_nobody_there_at_all_is_said_and_exits_4():
+    found = evidence(view=view({}), replies=replies(without=set(VOTERS)), offsets_ms={})
+    diagnosis = doctor.examine(found)
+    assert {each.check for each in diagnosis.checks} == set(ORDER)
+    assert diagnosis.exit_code == NO_LEADER
+    lines, _ = said(found, "voters")
+    assert lines[0].level == "bad" and "no voter answers and none is heard" in lines[0].words
+    assert len(lines) == 6
+
+
+def test_multicast_is_blamed_where_tcp_answers_and_the_stream_is_silent():
+    found = evidence(view=view({}))
+    (line,), code = said(found, "multicast stream")
+    assert line.level == "bad" and "multicast does not reach this machine" in line.words
+    assert "ttl" in line.advice and "IGMP" in line.advice
+    assert code == WRONG, "a leader is known over TCP"
+    verdict = doctor.examine(found).checks[-1]
+    assert "Over TCP: Voter 2 leads" in verdict.words
+
+
+def test_one_voter_whose_multicast_does_not_come_is_named():
+    tips = {voter: tip(voter) for voter in VOTERS if voter != 5}
+    (line,), code = said(evidence(view=view(tips)), "multicast stream")
+    assert (line.level, line.subject, code) == ("warn", "voter 5", WRONG)
+
+
+def test_voters_are_not_blamed_where_only_their_client_port_is_shut():
+    (line,), code = said(evidence(replies=replies(without={3})), "voters")
+    assert line.subject == "voter 3" and "heartbeats are heard" in line.words
+    assert "firewall" in line.advice and code == WRONG
+
+
+def test_a_group_that_cannot_be_joined_is_said_in_the_words_of_the_error():
+    here = msgspec.structs.replace(HERE, trouble="cannot join multicast group")
+    found = evidence(here=here, view=view({}))
+    (line,), _ = said(found, "multicast stream")
+    assert line.level == "bad" and line.words == "cannot join multicast group"
+
+
+def test_a_machine_that_does_not_hear_itself_is_told_from_a_dead_cluster():
+    (line,), code = said(
+        evidence(here=msgspec.structs.replace(HERE, looped=False)), "multicast repair"
+    )
+    assert line.level == "warn" and "did not come back" in line.words and code == WRONG
+
+
+def test_dropped_datagrams_of_this_machine_are_counted():
+    (line,), _ = said(evidence(here=msgspec.structs.replace(HERE, drops=1234)), "multicast stream")
+    assert line.level == "warn" and "1,234 datagrams" in line.words
+
+
+@pytest.mark.parametrize(
+    ("changes", "check", "words"),
+    [
+        ({"fixed": 900 + 50_000}, "lag of voters", "behind"),
+        ({"free_bytes": 1 << 20}, "disk room", "less than free_bytes_min"),
+        ({"free_bytes": 128 << 20}, "disk room", "below 64.0 MiB a voter stops accepting"),
+        ({"fsync_p99_us": 80_000}, "disk speed", "80 ms"),
+        ({"journal_bytes": 80 * GIB}, "snapshots", "its journal has 80.0 GiB"),
+        ({"applied": 10**7, "fixed": 10**7}, "snapshots", "10,000,000 slots old"),
+    ],
+)
+def test_what_a_voter_tells_of_itself_is_judged(changes, check, words):
+    answers = tuple(
+        Reply(voter, status(voter, **(changes if voter == 3 else {})), 3) for voter in VOTERS
+    )
+    tips = {voter: tip(voter, **(changes if voter == 3 else {})) for voter in VOTERS}
+    lines, code = said(evidence(replies=answers, view=view(tips)), check)
+    assert any(words in each.words for each in lines), lines
+    assert lines[0].level in ("warn", "bad") and code == WRONG
+
+
+def test_archives_that_do_not_answer_are_named():
+    answers = (*replies()[:4], msgspec.structs.replace(replies()[4], archive="no answer in 1.5 s"))
+    (line,), code = said(evidence(replies=answers), "archives")
+    assert (line.level, line.subject, code) == ("warn", "voter 5", WRONG)
+    assert "no answer in 1.5 s" in line.words
+
+
+def test_the_clock_that_differs_is_named_and_not_the_others():
+    (line,), code = said(evidence(offsets_ms={1: 0, 2: 3, 3: -1, 4: 90_000, 5: 2}), "clock")
+    assert (line.level, line.subject, code) == ("warn", "voter 4", WRONG)
+    assert "89 s ahead" in line.words
+    (line,), _ = said(evidence(offsets_ms=dict.fromkeys(VOTERS, 5_000)), "clock")
+    assert line.subject == "here" and "5.0 s behind" in line.words
+
+
+def test_versions_that_differ_are_a_note_with_who_has_which():
+    report = ListenerReport("cache-1", 7, 900, 900, 900, 0, True, 0, 0, 0, 0, 50, "0.9")
+    tips = {voter: tip(voter) for voter in VOTERS}
+    (line,), code = said(evidence(view=view(tips, reports=[report])), "versions")
+    assert line.level == "note" and "0.9: listener cache-1" in line.words and code == ALL_WELL
+
+
+def test_a_disk_that_hangs_here_is_a_warning():
+    place = Place("here", "/data", trouble="the disk did not answer in 2 s")
+    (line,), code = said(evidence(places=(place,)), "disk speed")
+    assert line.level == "warn" and "did not answer" in line.words and code == WRONG
+
+
+def test_the_list_fits_the_columns_and_hides_no_control_character():
+    long = Place("here", "/data/\x1b[31mred", trouble="word " * 60)
+    diagnosis = doctor.examine(evidence(places=(long,), replies=replies(without={1, 2})))
+    shown = [line.plain for line in doctor.lines(diagnosis, 80)]
+    assert max(map(len, shown)) <= 80
+    assert not any("\x1b" in line for line in shown)
+    assert [line[0] for line in shown if not line.startswith(" ")].count("✓") > 5
+
+
+def test_a_file_that_cannot_be_read_is_a_diagnosis_too():
+    diagnosis = doctor.no_cluster("cannot read the cluster file x")
+    assert diagnosis.exit_code == WRONG and diagnosis.checks[0].words.startswith("cannot read")
+
+
+async def test_work_that_hangs_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(probes, "PROBE_S", 0.05)
+    never = anyio.Event()
+
+    def hang():
+        anyio.from_thread.run(never.wait, token=token)
+
+    token = anyio.lowlevel.current_token()
+    assert await probes._apart(hang, "otherwise") == "otherwise"
+    never.set()
+
+
+async def test_the_disk_probe_leaves_nothing_behind(tmp_path):
+    place = await anyio.to_thread.run_sync(probes._place, "here", tmp_path)
+    assert place.trouble == "" and 0 < place.sync_p50_us <= place.sync_p99_us
+    assert place.free_bytes > 0 and list(tmp_path.iterdir()) == []
+    gone = probes._place("here", tmp_path / "gone")
+    assert gone.free_bytes is None and "No such file" in gone.trouble
