@@ -181,6 +181,7 @@ class DashApp(App[None]):
     async def _follow(self) -> None:
         async with self._open_feed() as feed:
             self.feed = feed
+            self.refresh_bindings()
             self.fold()
             await self._leaving.wait()
             self.feed = None
@@ -384,6 +385,7 @@ class DashApp(App[None]):
         except (TrexError, ConfigError, OSError) as error:
             words, good = f"{actions.title(action)} failed: {visible(str(error))}", False
         self.notify(words, severity="information" if good else "error", markup=False)
+        self.fold()  # it happened after all that is known by now
         self.tell(Did(self.view.now_ms, good, words))
 
 

@@ -237,11 +237,11 @@ def sparks(view: View, width: int, *, one_line: bool) -> Picture:
     commits = [each.commits for each in whole]
     rate = f"{count(commits[-1]) if commits else '-'}/s"
     first = spark_line("commits", rate, commits, lambda each: f"{count(each)}/s", half)
-    newest = next((each for each in reversed(whole) if each.p50_us), None)
+    newest = next((each for each in reversed(whole) if each.commits and each.p50_us), None)
     slow = "-" if newest is None else f"p99 {micros(newest.p99_us)}"
     if newest is not None and not one_line:
         slow = f"p50 {micros(newest.p50_us)} {slow}"
-    p99s = [each.p99_us for each in whole]
+    p99s = [each.p99_us if each.commits else 0 for each in whole]
     second = spark_line("latency", slow, p99s, micros, width - half or half)
     if one_line:
         return ((*first, *second),)
