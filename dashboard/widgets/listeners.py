@@ -288,13 +288,11 @@ class ListenersPane(Pane):
 
     TITLE = "Listeners"
     HELP = """\
-# Listeners
-
 A **listener** follows the stream of fixed slots. It never votes, and it can never slow a commit:
 what it misses, it repairs by itself. This tab shows what each one last said of itself.
 
 ## Reading a row
-| | |
+| State | |
 |---|---|
 | `✓ at tip` | it has applied every slot that it knows to be fixed |
 | `· behind 80 ms` | something is missing since 80 ms: usually one lost datagram, being repaired |

@@ -92,8 +92,6 @@ class MembersPane(Pane):
 
     TITLE = "Members"
     HELP = """\
-# Members and the ring
-
 A **member** is a node that the cluster's metadata knows: an id, perhaps an address and a zone, a
 weight, a state. The **ring** says which member keeps which data. Every listener derives the same
 ring from the same members, so nobody has to be asked.
@@ -113,7 +111,7 @@ it keeps a copy of. Where there are more ranges than can be told apart, the band
 instead: of each member, of each zone, or of the largest owners.
 
 ## States
-| | |
+| State | |
 |---|---|
 | `● up` | owns ranges |
 | `✗ down` | does not work, **but still owns its ranges**: a short outage moves nothing |
@@ -500,7 +498,7 @@ def _to_copy(passing: Passing) -> str:
 def _flow_lines(passing: Passing, head: str, width: int) -> Sequence[Line]:
     lines: list[Line] = []
     if head:
-        more = f" in {plural(passing.ranges, 'range')}"
+        more = f", {plural(passing.ranges, 'range')}"
         lines.append(((cut(head + more, width), "strong"),))
     for flow in passing.flows[:FLOWS_SHOWN]:
         giver = line_of(flow.giver) if flow.giver else "nobody"

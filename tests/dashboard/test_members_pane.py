@@ -301,6 +301,19 @@ async def test_ids_from_outside_are_shown_as_they_are():
         assert "a\\nb" in words(stage, "legend")
 
 
+async def test_another_theme_is_drawn_at_once():
+    async with on_stage(MembersPane(), state=joined(3)) as (stage, pilot):
+        table = stage.query_one(RowTable)
+
+        def colours():
+            return [{each.style.bgcolor.name for each in table.render_line(y)} for y in (0, 1, 6)]
+
+        dark = colours()
+        stage.theme = "textual-light"
+        await pilot.pause()
+        assert all(before.isdisjoint(now) for before, now in zip(dark, colours(), strict=True))
+
+
 # --- what moves
 
 
@@ -315,7 +328,7 @@ async def test_moves_in_progress_are_told():
         stage.pane._next_s = 0
         await shown(stage, pilot)
         told = words(stage, "moves")
-        assert "draining: " in told and "joining: " in told and "% to copy in " in told
+        assert "draining: " in told and "joining: " in told and "% to copy, " in told
         assert "node-002 → " in told and "→ new" in told
 
 
