@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import anyio
@@ -16,7 +17,8 @@ from listeners import Lagged, Listener, Reset, SlotChanges, open_listener
 from listeners.source import Source, drop_share
 from listeners.sql import query_socket_async
 from tests.e2e.harness import Ledger, config_of, missing, write_for_ever
-from trex_core.messages import RepairRequest, StreamTip
+from trex_core.messages import ListenerReport, RepairRequest, StreamTip
+from trex_core.state import FixedRun
 from voters.driver import Driver
 
 pytestmark = pytest.mark.e2e
@@ -157,3 +159,72 @@ async def test_a_cold_listener_starts_from_a_snapshot_of_real_voters(tmp_path: P
                 ((from_slot, first_commit, contiguous, honest),) = answer.rows
                 assert from_slot > 100 and from_slot % 100 == 1
                 assert (first_commit, contiguous, honest) == (from_slot, True, True)
+
+
+class Ears:
+    """An observer that keeps the newest of what it hears."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, ListenerReport] = {}
+        """By name, from the voters' digests."""
+        self.reports: dict[str, ListenerReport] = {}
+        self.voters: set[int] = set()
+        self.stirred = anyio.Event()
+
+    def heard(self, voter: int, message: StreamTip) -> None:
+        """A voter's heartbeat."""
+        self.voters.add(voter)
+        for row in message.digest.listeners.rows:
+            self.told[row.report.name] = row.report
+        self.stirred.set()
+
+    def reported(self, report: ListenerReport) -> None:
+        """Another listener's report."""
+        self.reports[report.name] = report
+        self.stirred.set()
+
+    def delivered(self, run: FixedRun) -> None:
+        """Nothing of interest here."""
+
+    def jumped(self, from_slot: int, to_slot: int) -> None:
+        """Nothing of interest here."""
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until what was heard is so."""
+        with anyio.fail_after(DEADLINE_S):
+            while not condition():
+                self.stirred = anyio.Event()
+                await self.stirred.wait()
+
+
+async def test_real_voters_tell_of_listeners_and_a_capture_is_their_snapshot(tmp_path: Path):
+    ledger, ears = Ledger(), Ears()
+    with LocalCluster(tmp_path / "c", voters=3) as cluster:
+        config = config_of(cluster)
+        cluster.start_voters()
+        driver = Driver(config, 30)
+        async with (
+            driver.opened(),
+            open_listener(config, name="ears", observer=ears) as listener,
+        ):
+            async with meanwhile(partial(write_for_ever, driver, ledger, "w")):
+                await ledger.more(200, DEADLINE_S)
+            process = cluster.start_listener("process")
+            process.wait_for_line("listener.ready", DEADLINE_S)
+            done = await driver.snapshot_now(1, DEADLINE_S)
+            await listener.wait_applied(done, DEADLINE_S)
+            assert listener.applied == done, "nobody writes now"
+            (kept,) = (cluster.directory / "voter-1" / "snapshots").glob(f"*{done}.snapshot")
+            assert listener.capture() == kept.read_bytes()
+
+            def says_all() -> bool:
+                told = ears.told.get("process")
+                return told is not None and told.stored == done
+
+            await ears.until(says_all)
+            assert ears.told["process"].version == version("trex-paxos")
+            await ears.until(lambda: "ears" in ears.told and ears.voters == {1, 2, 3})
+            await ears.until(lambda: "process" in ears.reports)
+            assert "ears" not in ears.reports, "it does not hear itself but in the voters' words"
+            process.terminate(DEADLINE_S)
+            await ears.until(lambda: ears.reports["process"].leaving)
