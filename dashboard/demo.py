@@ -179,24 +179,33 @@ def demo_on_screen(
         )
         code = 0
         try:
-            print("the demo starts its voters …", end="\r", file=sys.stderr)
+            _aside("the demo starts its voters …")
             told.wait_for_line(STARTED, START_S)
             cluster = parse_cluster((place / "cluster.toml").read_text())
             name = dash.default_name(kept=False)
             dash.show(lambda: _on_demo(told, cluster, name, Path(scratch) / "dash"), admin=True)
-        except (ChildProcessError, TimeoutError):
+        except ChildProcessError:
+            code = 1  # its last lines are printed below
+        except TimeoutError as error:
             code = 1
+            _aside(f"trex: {error}\n")
         except Exception as error:  # noqa: BLE001 - told in one line, or raised again as it is
             code, words = dash.told(error)
             print(f"trex: {words}", file=sys.stderr)
         finally:
             failed = not told.running
-            print("every process stops …", end="\r", file=sys.stderr)
+            _aside("every process stops …")
             told.terminate(START_S)
+            _aside("")
         if failed:
             code = told.process.returncode or 1
             print("\n".join(told.output.splitlines()[-TOLD_LINES:]), file=sys.stderr)
         return code
+
+
+def _aside(text: str) -> None:
+    """A line at the terminal that the next one replaces."""
+    print(f"\r\x1b[2K{text}", end="", file=sys.stderr, flush=True)
 
 
 class _ToldFeed:
