@@ -73,7 +73,7 @@ def test_each_room_says_what_it_is_responsible_for(path):
 
 def test_console_scripts_exist():
     scripts = PROJECT["project"]["scripts"]
-    assert set(scripts) == {"trex", "trex-voter", "trex-listener"}
+    assert set(scripts) == {"trex", "trex-voter", "trex-listener", "trex-dash"}
     for name in scripts:
         help_text = subprocess.run(
             [PYTHON.parent / name, "--help"], capture_output=True, text=True, timeout=60
