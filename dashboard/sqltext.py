@@ -21,6 +21,8 @@ HISTORY_MAX: Final = 500
 """So many queries are remembered."""
 HISTORY_BYTES_MAX: Final = 1 << 20
 """Of a longer history file only the end is read."""
+COMPLETE_CHARS_MAX: Final = 8_000
+"""In a longer query nothing is completed."""
 CANDIDATES_MAX: Final = 40
 """Most completions offered at once."""
 FUNCTION_CHARS: Final = 2
@@ -129,6 +131,8 @@ class Completion(msgspec.Struct, frozen=True):
 
 def complete(schema: Schema, sql: str, at: int) -> Completion:
     """What may stand at offset ``at`` of ``sql``, where the cursor is."""
+    if len(sql) > COMPLETE_CHARS_MAX:
+        return Completion(at)
     every = list(tokens(sql))
     before = [each for each in every if each.end <= at]
     if any(

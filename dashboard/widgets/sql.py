@@ -253,13 +253,20 @@ class Prompt(TextArea):
         )
 
     async def on_key(self, event: events.Key) -> None:
-        """Enter runs the query."""
+        """Enter runs the query. Keys of our own take effect here, not once they have bubbled to
+        the application: typed in one burst, they would be overtaken by the characters after them.
+        """
         if event.key == "enter":
-            event.stop()
-            event.prevent_default()
             self._quiet = self.text
             self._look()
             self.post_message(self.Submitted(self.text))
+        elif event.key in self._bindings.key_to_bindings:
+            for binding in self._bindings.key_to_bindings[event.key]:
+                await self.run_action(binding.action)
+        else:
+            return
+        event.stop()
+        event.prevent_default()
 
     def action_new_line(self) -> None:
         """Begin a new line."""
@@ -327,7 +334,7 @@ class Prompt(TextArea):
         if self._cycle is not None and self._cycle[2] != self.cursor_location:
             self._cycle = None
         hinted: tuple[tuple[str, ...], int] = ((), -1)
-        if self.text == self._quiet:
+        if self.text == self._quiet or not self.has_focus:
             self.suggestion = ""
         elif self._cycle is not None:
             hinted = (self._cycle[0].candidates, self._cycle[1])
@@ -336,13 +343,21 @@ class Prompt(TextArea):
             self._quiet = ""
             completion = self._completion()
             hinted = (completion.candidates, -1)
-            at_end = self.cursor_at_end_of_line and self.has_focus
+            at_end = self.cursor_at_end_of_line
             self.suggestion = ""
             if completion.candidates and at_end:
                 self.suggestion = completion.candidates[0][self._at() - completion.start :]
         if hinted != self._hinted:
             self._hinted = hinted
             self.post_message(self.Hinted(*hinted))
+
+    def on_focus(self) -> None:
+        """Offer completions again."""
+        self._look()
+
+    def on_blur(self) -> None:
+        """Nothing is offered to who is elsewhere."""
+        self._look()
 
     # --- colours
 
@@ -663,7 +678,7 @@ class SlotSlider(Lines, can_focus=True):
             return ((words, "strong"), (cut("Enter goes, Esc does not", width - 20), "dim"))
         if self._slot is None:
             told = f" now: $slot is the newest stored slot, {count(self._high)}"
-            keys = "   ← → PgUp PgDn g move it" if self.has_focus else "   Tab, ← into the past"
+            keys = "   ← → PgUp PgDn g move it" if self.has_focus else "   Esc, then [ ] move it"
             if self._high == 0:
                 told, keys = " nothing is stored yet", ": there is no past to go to"
             return ((cut(told, width), "strong"), (cut(keys, width - cell_len(told)), "dim"))
@@ -852,6 +867,7 @@ Times are UTC in the tables, local beside the slider; they are the proposers' cl
 | Esc | cancel the query that runs; else leave the prompt |
 | i or / | back into the prompt |
 | r | ask again |
+| [ ], { } | move the slider by 1 slot, 100 slots, from wherever you are |
 | arrows, PgUp, PgDn, Home, End | in the table: move |
 | ← →, PgUp, PgDn, Home, End | on the slider: 1 slot, 100 slots, oldest, now |
 | Shift+← → | on the slider: 1 % |
@@ -863,6 +879,10 @@ Times are UTC in the tables, local beside the slider; they are the proposers' cl
         Binding("a", "questions", show=False),
         Binding("escape", "leave", "Stop, leave"),
         Binding("i,slash", "prompt", "Prompt", key_display="/"),
+        Binding("left_square_bracket", "slide(-1)", "Past", key_display="["),
+        Binding("right_square_bracket", "slide(1)", "Now", key_display="]"),
+        Binding("left_curly_bracket", f"slide(-{PAGE_SLOTS})", show=False),
+        Binding("right_curly_bracket", f"slide({PAGE_SLOTS})", show=False),
         Binding("r", "again", "Again"),
         Binding("v", "value", "Whole value"),
         Binding("y", "copy", "Copy"),
@@ -1163,7 +1183,7 @@ Times are UTC in the tables, local beside the slider; they are the proposers' cl
                 return self._rows.display and self._rows.selected is not None
             case "again":
                 return self._last is not None
-            case "prompt":
+            case "prompt" | "slide":
                 return self.screen.focused is not self._prompt
             case _:
                 return super().check_action(action, parameters)
@@ -1183,6 +1203,10 @@ Times are UTC in the tables, local beside the slider; they are the proposers' cl
     def action_prompt(self) -> None:
         """Back into the prompt."""
         self._prompt.focus()
+
+    def action_slide(self, slots: int) -> None:
+        """Move the slider from wherever the keys go."""
+        self._slider.action_move(slots)
 
     def action_again(self) -> None:
         """Ask the last query again."""
