@@ -209,7 +209,7 @@ class DashApp(App[None]):
     def show(self) -> None:
         """Draw the view: the frame and the visible pane."""
         feed, view = self.feed, self.view
-        if not self._main.is_mounted or self._leaving.is_set():
+        if self._leaving.is_set() or not self._main.query(Top):
             return
         top, trouble = self._main.query_one(Top), self._main.query_one(Trouble)
         width = max(20, self.size.width)

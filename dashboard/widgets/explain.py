@@ -11,7 +11,7 @@ from typing import ClassVar, Final
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import VerticalScroll
+from textual.containers import Vertical, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Input, Label, Markdown
 
@@ -119,7 +119,7 @@ class GoTo(ModalScreen[Subject | None]):
 
     def compose(self) -> ComposeResult:
         """One line to type in."""
-        with VerticalScroll(id="goto"):
+        with Vertical(id="goto"):
             yield Label("Explain which ballot (0.17.3), slot (12486) or voter (voter 3)?")
             yield Input(placeholder="0.17.3 or 12486 or voter 3")
             yield Label("", id="goto-wrong")
