@@ -8,8 +8,6 @@ view; nothing here waits for the cluster.
 from __future__ import annotations
 
 import asyncio
-import importlib
-import importlib.util
 import signal
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
@@ -39,8 +37,11 @@ from dashboard.widgets.header import (
     told_picture,
     verdict_picture,
 )
+from dashboard.widgets.listeners import ListenersPane
+from dashboard.widgets.members import MembersPane
 from dashboard.widgets.overview import Overview
 from dashboard.widgets.pane import Pane, Subject
+from dashboard.widgets.sql import SqlPane
 from trex_core.cluster import ClusterConfig, ConfigError
 from voters.driver import TrexError
 
@@ -57,6 +58,8 @@ WIDTH_MIN: Final = 80
 HEIGHT_MIN: Final = 24
 SPEEDS: Final = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 """Of a replay, times real time."""
+PANES: Final[tuple[Callable[[], Pane], ...]] = (Overview, ListenersPane, MembersPane, SqlPane)
+"""The tabs, in order."""
 READ_ONLY: Final = "read-only: start with --admin to do this"
 A_RECORDING: Final = "this is a recording: nothing can be done to what it shows"
 
@@ -129,7 +132,7 @@ class DashApp(App[None]):
 
     def compose(self) -> ComposeResult:
         """The verdict, the tabs, the panes, the keys."""
-        panes = tuple(make() for make in panes_made())
+        panes = tuple(make() for make in PANES)
         yield Top(id="top")
         yield Trouble(id="trouble")
         yield Tabs(tuple(pane.TITLE for pane in panes), id="tabs")
@@ -387,18 +390,6 @@ class DashApp(App[None]):
         self.notify(words, severity="information" if good else "error", markup=False)
         self.fold()  # it happened after all that is known by now
         self.tell(Did(self.view.now_ms, good, words))
-
-
-def panes_made() -> tuple[Callable[[], Pane], ...]:
-    """The tabs, in order."""
-    found: list[Callable[[], Pane]] = [Overview]
-    others = (("listeners", "ListenersPane"), ("members", "MembersPane"), ("sql", "SqlPane"))
-    for name, kind in others:
-        if importlib.util.find_spec(f"dashboard.widgets.{name}") is not None:
-            module = importlib.import_module(f"dashboard.widgets.{name}")
-            if hasattr(module, kind):
-                found.append(getattr(module, kind))
-    return tuple(found)
 
 
 def run(

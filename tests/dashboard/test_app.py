@@ -119,7 +119,7 @@ async def test_leaving_is_quick_in_any_state(keys):
 
 
 async def test_leaving_while_the_feed_opens_or_will_not_close_is_quick():
-    stage, test = staged(gate=anyio.Event())
+    _, test = staged(gate=anyio.Event())
     async with test as pilot:
         await pilot.pause()
         began = time.monotonic()
@@ -552,7 +552,7 @@ async def test_the_screen_lives_while_something_is_done():
     stage, test = staged(admin=True)
     gate = anyio.Event()
 
-    async def slow(_cluster, action):
+    async def slow(_cluster, _action):
         await gate.wait()
         return "done"
 
