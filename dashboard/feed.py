@@ -64,14 +64,13 @@ from listeners.listener import (
 )
 from listeners.source import CatchupAnswer, Heard, Keep
 from listeners.sql import SqlError
-from listeners.store import Store, StoreError
+from listeners.store import Store, StoreError, describe_value
 from trex_core.cluster import ClusterConfig, ConfigError
 from trex_core.learner import LearnerConfig
 from trex_core.messages import (
     CHAIN_BYTES,
     NO_BALLOT,
     Ballot,
-    Kind,
     ListenerReport,
     RepairRequest,
     SnapshotOffer,
@@ -79,7 +78,7 @@ from trex_core.messages import (
     StreamTip,
     decode_value,
 )
-from trex_core.metadata.commands import Change, Member, describe_command
+from trex_core.metadata.commands import Change, Member
 from trex_core.metadata.state import state_from
 from trex_core.snapshot import SnapshotError, decode_snapshot, read_header
 from trex_core.state import FixedRun
@@ -280,24 +279,10 @@ def _thinned(events: Sequence[Event]) -> list[Event]:
     return kept
 
 
-_KIND_NAMES: Final = {
-    Kind.NOOP: "noop",
-    Kind.OPEN: "open",
-    Kind.CLOSE: "close",
-    Kind.GENESIS: "genesis",
-    Kind.SKIP: "skip",
-}
-
-
 def _seen(slot: int, data: bytes) -> SlotSeen:
     """What a line of the screen needs of a fixed slot: kind and key as in ``commits``."""
     value = decode_value(data)
-    kind = _KIND_NAMES.get(value.kind)
-    key: str | None = None
-    if kind is None:
-        kind, key = describe_command(value.command)
-    elif value.kind in (Kind.CLOSE, Kind.SKIP):
-        key = str(value.session)
+    kind, key = describe_value(value)
     return SlotSeen(slot, kind, key or "", len(value.command), value.ballot)
 
 
@@ -887,9 +872,8 @@ async def open_replay(
 
 def _prepare(recording: Recording, directory: Path) -> None:
     """Make the store that the recorded listener began with. Raises :class:`RecordingError`."""
-    first = next(
-        (each for each in recording.frames() if isinstance(each, SnapshotFrame | RunFrame)), None
-    )
+    with closing(recording.frames()) as frames:
+        first = next((each for each in frames if isinstance(each, SnapshotFrame | RunFrame)), None)
     if not isinstance(first, SnapshotFrame) or first.from_slot >= 0:
         return
     header = recording.header

@@ -431,13 +431,16 @@ def _ring_json(row: Range) -> bytes:
     return _json.encode(_RingRow(row.end, row.start, row.replicas))
 
 
-def _commit_json(slot: AppliedSlot, value: Value) -> bytes:
+def describe_value(value: Value) -> tuple[str, str | None]:
+    """(kind, key) of what a slot holds, as in ``commits``."""
     kind = _KIND_NAMES.get(value.kind)
-    key: str | None = None
     if kind is None:
-        kind, key = describe_command(value.command)
-    elif value.kind in (Kind.CLOSE, Kind.SKIP):
-        key = str(value.session)
+        return describe_command(value.command)
+    return kind, str(value.session) if value.kind in (Kind.CLOSE, Kind.SKIP) else None
+
+
+def _commit_json(slot: AppliedSlot, value: Value) -> bytes:
+    kind, key = describe_value(value)
     time_ms = min(value.time_ms, TIME_MS_MAX) if value.time_ms > 0 else None
     return _json.encode(
         _CommitRow(

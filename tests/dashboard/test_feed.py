@@ -16,6 +16,7 @@ import pytest
 
 from dashboard import feed as feeds
 from dashboard import recording as recordings
+from dashboard.dash import default_name
 from dashboard.feed import PENDING_MAX, Feed, open_feed, open_replay
 from dashboard.recording import Header, Recorder, Recording, RecordingError
 from dashboard.view import (
@@ -552,6 +553,12 @@ async def test_killed_while_recording(backbone, tmp_path):
         (did,) = of(feed.take(), Did)
         assert not did.good and "cut off" in did.words
         assert feed.listener.applied == last
+
+
+def test_a_kept_store_can_be_opened_again_under_the_default_name(monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "höst\n" + "x" * 300)
+    assert default_name(kept=True) == "dash-hst" + "x" * 61
+    assert default_name(kept=False) == f"{default_name(kept=True)}-{os.getpid()}"
 
 
 # --- recorded real runs -----------------------------------------------------------------------
