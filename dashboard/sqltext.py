@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -274,6 +275,9 @@ def _text(value: object, sql_type: str) -> str:
             return f"0x{bytes(value).hex()}"
         case float():
             return f"{value:.15g}"
+        case datetime():
+            shown = "microseconds" if value.microsecond % 1000 else "milliseconds"
+            return value.isoformat(" ", shown if value.microsecond else "seconds")
         case list() | tuple() | dict():
             return _json(value)
         case _:

@@ -879,12 +879,12 @@ Times are UTC in the tables, local beside the slider; they are the proposers' cl
         Binding("a", "questions", show=False),
         Binding("escape", "leave", "Stop, leave"),
         Binding("i,slash", "prompt", "Prompt", key_display="/"),
-        Binding("left_square_bracket", "slide(-1)", "Past", key_display="["),
-        Binding("right_square_bracket", "slide(1)", "Now", key_display="]"),
+        Binding("left_square_bracket", "slide(-1)", "Slide", key_display="[ ]"),
+        Binding("right_square_bracket", "slide(1)", show=False),
         Binding("left_curly_bracket", f"slide(-{PAGE_SLOTS})", show=False),
         Binding("right_curly_bracket", f"slide({PAGE_SLOTS})", show=False),
         Binding("r", "again", "Again"),
-        Binding("v", "value", "Whole value"),
+        Binding("v", "value", "Whole"),
         Binding("y", "copy", "Copy"),
     ]
 

@@ -18,6 +18,7 @@ from textual.widgets import OptionList
 
 from dashboard import advice, sqltext
 from dashboard.app import DashApp
+from dashboard.feed import open_replay
 from dashboard.sqltext import History, Schema, complete, filled, history_path, tokens, uses_slot
 from dashboard.view import View
 from dashboard.widgets import overview
@@ -66,12 +67,13 @@ class Tiny(App[None]):
         super().__init__()
         self.feed = feed
         self.sql = SqlPane(past)
+        self.now_ms = lambda: int(time.time() * 1000)
 
     def compose(self):
         yield self.sql
 
     def tick(self):
-        self.sql.show(View(now_ms=int(time.time() * 1000)), self.feed)
+        self.sql.show(View(now_ms=self.now_ms()), self.feed)
 
 
 class Driver:
@@ -905,6 +907,33 @@ async def test_keys_of_one_burst_take_effect_in_order(tmp_path):
         await at.settled()
         assert at.prompt.text == "fromconx"
         assert at.pane._last == "fromcon"
+
+
+# --- in a replay ---------------------------------------------------------------------------------
+
+
+async def test_in_a_replay_everything_is_asked_as_it_was_then(tmp_path):
+    recording = Path(__file__).parent / "recordings" / "failover.trexrec.gz"
+    async with open_replay(recording, directory=tmp_path / "own", speed=0, at_ms=10**9) as feed:
+        app = Tiny(feed, History())
+        app.now_ms = lambda: feed.take()[-1].at_ms
+        async with app.run_test(size=(120, 30)) as pilot:
+            app.tick()
+            at = Driver(app, pilot)
+            await at.settled()
+            app.tick()
+            await at.press("f2", *["down"] * 6, "enter")
+            assert at.prompt.text.startswith("FROM ballots")
+            assert at.rows.row_count >= 2, "who led before and after the failover"
+            begins = at.values(at.rows._result.columns.index("first_slot"))[0]
+            await at.ask("SELECT count(*) FROM commits WHERE slot <= $slot")
+            assert at.values() == [feed.listener.stored]
+            await at.press("escape", "left_curly_bracket")
+            assert at.values() == [feed.listener.stored - 100]
+            assert " ago under " in at.slider.text()
+            at.slider.focus()
+            await at.press("g", *str(begins), "enter")
+            assert f"$slot {begins:,}" in at.slider.text()
 
 
 # --- in the dashboard ----------------------------------------------------------------------------
