@@ -372,7 +372,7 @@ def doctor(
             max=600,
             help="Listen to the stream for so long.",
         ),
-    ] = 2.5,
+    ] = 3.2,
     as_json: Json = False,
 ) -> None:
     """What is wrong, and what to do: the cluster, its stream and this machine, on one list.
