@@ -32,6 +32,8 @@ import anyio
 import anyio.to_thread
 
 from dashboard.local import LocalCluster
+from listeners.listener import SOCKET_FILE
+from listeners.sql import query_socket_async
 from trex_core.cluster import parse_cluster
 from trex_core.metadata.commands import ConfigPut, encode_command
 from voters.driver import Driver, open_driver
@@ -170,22 +172,39 @@ async def measure_cpu(
     )
 
 
-async def measure_memory(driver: Driver, pids: dict[str, int], commits: int) -> None:
-    """Resident memory each MEMORY_STEP commits."""
-    seen: dict[str, list[float]] = {name: [] for name in pids}
+async def database_mib(directory: Path) -> float:
+    """What the database of the listener in ``directory`` holds in memory, in MiB: its cache of the
+    tables, which grows with them up to its limit."""
+    asked = "SELECT sum(memory_usage_bytes) FROM duckdb_memory()"
+    found = await query_socket_async(directory / SOCKET_FILE, asked)
+    return float(found.rows[0][0]) / (1 << 20)
+
+
+async def measure_memory(
+    driver: Driver, pids: dict[str, int], commits: int, directory: Path
+) -> None:
+    """Resident memory each MEMORY_STEP commits; what of it is the database's cache; what the
+    dashboard holds beyond a plain listener."""
+    seen: dict[str, list[float]] = {}
     began = time.monotonic()
     for done in range(MEMORY_STEP, commits + 1, MEMORY_STEP):
         await flat_out(driver, MEMORY_STEP)
-        for name, pid in pids.items():
-            seen[name].append(rss_mib(pid))
-        say(
-            commits=done,
-            seconds=round(time.monotonic() - began),
-            **{f"{name}_rss_mib": round(each[-1], 1) for name, each in seen.items()},
-        )
+        listener, dash = rss_mib(pids["listener"]), rss_mib(pids["dash"])
+        database = await database_mib(directory)
+        figures = {
+            "listener_rss_mib": listener,
+            "dash_rss_mib": dash,
+            "database_mib": database,
+            "listener_beyond_database_mib": listener - database,
+            "dash_beyond_listener_mib": dash - listener,
+        }
+        for name, figure in figures.items():
+            seen.setdefault(name, []).append(figure)
+        rounded = {name: round(figure, 1) for name, figure in figures.items()}
+        say(commits=done, seconds=round(time.monotonic() - began), **rounded)
     for name, each in seen.items():
-        warm = each[min(WARM_STEPS, len(each) - 1)]
-        say(rss=name, warm_mib=round(warm, 1), last_mib=round(each[-1], 1),
+        warm = each[min(WARM_STEPS, len(each)) - 1]
+        say(memory=name, warm_mib=round(warm, 1), last_mib=round(each[-1], 1),
             ratio=round(each[-1] / warm, 3))  # fmt: skip
 
 
@@ -208,7 +227,7 @@ async def main(options: argparse.Namespace) -> None:
                 dash.press(options.key)
                 pids = {"listener": listener.pid, "dash": dash.process.pid}
                 if options.commits:
-                    await measure_memory(driver, pids, options.commits)
+                    await measure_memory(driver, pids, options.commits, cluster.directory / "plain")
                 else:
                     await measure_cpu(driver, pids, options.rate, options.seconds, options.rounds)
                 if dash.process.poll() is not None:
