@@ -846,11 +846,14 @@ class SqlPane(Pane):
 Ask the store of the dashboard's own listener: it holds everything the voters fixed, and asking it
 costs them nothing. One SELECT at a time; it can only read, and is interrupted after 10 s.
 
-**Tables** `members`, `config`, `leases`, `ring` (as of the newest stored slot), `commits` (every
-slot one row), `history` (every change with its old and new row), `ballots` (who led when),
-`listener` (where this listener is). **Time travel** `members_at(slot)`, `config_at(slot)`,
-`diff(a, b)`. In a query `$slot` is the slot of the slider and `$now` the newest stored one; moving
-the slider asks a query with `$slot` again.
+- as of the newest stored slot: `members`, `config`, `leases`, `ring`
+- the past: `commits` (every slot one row), `history` (every change, old and new row), `ballots`
+  (who led when)
+- `listener`: where this listener is
+- time travel: `members_at(slot)`, `config_at(slot)`, `diff(a, b)`
+
+In a query `$slot` is the slot of the slider and `$now` the newest stored one. Moving the slider
+asks a query with `$slot` again.
 
     SELECT id, zone, state FROM members WHERE zone = 'a'
     FROM config_at($slot) WHERE key LIKE 'limits/%'

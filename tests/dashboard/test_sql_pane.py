@@ -21,7 +21,6 @@ from dashboard.app import DashApp
 from dashboard.feed import open_replay
 from dashboard.sqltext import History, Schema, complete, filled, history_path, tokens, uses_slot
 from dashboard.view import View
-from dashboard.widgets import overview
 from dashboard.widgets import sql as pane_module
 from dashboard.widgets.lines import Lines
 from dashboard.widgets.pane import Subject
@@ -942,7 +941,7 @@ async def test_in_a_replay_everything_is_asked_as_it_was_then(tmp_path):
 async def test_in_the_dashboard_what_is_typed_is_no_key(tmp_path, monkeypatch):
     verdict = advice.Verdict("ok", "healthy", "healthy", 1, 2)
     monkeypatch.setattr(advice, "verdict", lambda _: verdict)
-    monkeypatch.setattr(overview, "findings", lambda _: ())
+    monkeypatch.setattr(advice, "findings", lambda _: ())
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     async with stored(tmp_path, put("a", "b")) as (listener, _):
         feed = FakeFeed(listener=listener)
