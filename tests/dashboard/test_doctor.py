@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import time
+
 import anyio
 import msgspec
 import pytest
@@ -9,6 +15,7 @@ import pytest
 from dashboard import doctor, probes
 from dashboard.cluster_init import cluster_file
 from dashboard.doctor import ALL_WELL, NO_LEADER, WRONG, Evidence, Here, Place, Reply
+from dashboard.ports import PortBlock
 from dashboard.view import Clock, Opened, Reported, Tipped, View, reduce
 from trex_core.cluster import parse_cluster
 from trex_core.messages import (
@@ -289,3 +296,65 @@ async def test_the_disk_probe_leaves_nothing_behind(tmp_path):
     assert place.free_bytes > 0 and list(tmp_path.iterdir()) == []
     gone = probes._place("here", tmp_path / "gone")
     assert gone.free_bytes is None and "No such file" in gone.trouble
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def run_doctor(*arguments, **environment):
+    """The real command; its process and how long it took, in seconds."""
+    began_s = time.monotonic()
+    ran = subprocess.run(
+        [sys.executable, "-m", "dashboard.cli", "doctor", *map(str, arguments)],
+        capture_output=True, text=True, timeout=60, env={**os.environ, **environment},
+    )  # fmt: skip
+    return ran, time.monotonic() - began_s
+
+
+@pytest.fixture
+def nobody(tmp_path):
+    """The cluster file of a cluster of which nothing runs."""
+    block = PortBlock()
+    path = tmp_path / "cluster.toml"
+    path.write_text(cluster_file("nobody", ["127.0.0.1"] * 3, block.ports))
+    yield path
+    block.close()
+
+
+def test_the_command_says_that_nobody_is_there_within_its_time(nobody):
+    ran, took_s = run_doctor("--config", nobody, "--seconds", "1.2", "--json")
+    assert ran.returncode == NO_LEADER, ran
+    rows = json.loads(ran.stdout)
+    assert [*dict.fromkeys(row["check"] for row in rows)] == ORDER
+    assert all(row.keys() == {"check", "level", "subject", "words", "advice"} for row in rows)
+    assert rows[-1]["level"] == "bad" and ran.stderr == ""
+    assert took_s < 1.2 + 3 + 3, "three seconds more than it listens, and the start of Python"
+
+
+def test_the_command_prints_a_list_for_people(nobody, tmp_path):
+    ran, _ = run_doctor(
+        "--seconds", "1.2", "--dir", tmp_path, TREX_CONFIG=str(nobody), COLUMNS="80"
+    )
+    lines = ran.stdout.splitlines()
+    assert ran.returncode == NO_LEADER and max(map(len, lines)) <= 80, ran.stdout
+    assert lines[0].startswith("✓ cluster file") and any("verdict" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [(None, "cannot read the cluster file"), ("voters = 3", "cluster.toml"), ("\x00", "cluster")],
+)
+def test_a_bad_cluster_file_is_told_in_words_and_as_json(tmp_path, text, words):
+    path = tmp_path / "cluster.toml"
+    if text is not None:
+        path.write_text(text)
+    ran, _ = run_doctor("--config", path, "--json")
+    first, verdict = json.loads(ran.stdout)
+    assert ran.returncode == WRONG and words in first["words"] and verdict["level"] == "bad"
+    assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "soon"])
+def test_bad_usage_exits_2(seconds):
+    ran, _ = run_doctor("--seconds", seconds)
+    assert ran.returncode == 2 and "Traceback" not in ran.stderr
