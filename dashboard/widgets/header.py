@@ -24,7 +24,9 @@ NOW_MS: Final = 1_500
 
 def whole_age(ms: int) -> str:
     """An age in whole seconds, or more: "8 s", "12 min"; it changes once a second at most."""
-    return age(ms) if ms >= 10_000 else f"{max(0, ms) // 1000} s"
+    if ms < 1_000:
+        return "<1 s"
+    return age(ms) if ms >= 10_000 else f"{ms // 1000} s"
 
 
 def verdict_picture(verdict: Verdict, width: int) -> Picture:

@@ -7,7 +7,8 @@ from typing import ClassVar, Final
 
 from textual.app import ComposeResult
 
-from dashboard.advice import LEVELS, SIGNS, Level, findings
+from dashboard import advice
+from dashboard.advice import LEVELS, SIGNS, Level
 from dashboard.feed import Feed
 from dashboard.view import View, VoterView, silent_after_ms
 from dashboard.widgets.eventlog import EventLog
@@ -60,7 +61,7 @@ def voter_cells(view: View, voter: VoterView, level: Level) -> tuple[Cell, ...]:
         said = {"sign": sign, "voter": name, "role": ("?", "dim"), "heard": heard}
         return tuple(said.get(column.name, blank) for column in COLUMNS)
     ago_ms = view.now_ms - voter.heard_ms
-    heard_words = "now" if ago_ms < NOW_MS else f"{whole_age(ago_ms)} ago"
+    heard_words = f"{whole_age(ago_ms)} ago" if silent or ago_ms >= NOW_MS else "now"
     role = "silent" if silent else digest.role
     behind = digest.fixed < view.tip_slot and not silent
     plain: tuple[tuple[str, str], ...] = (
@@ -88,7 +89,7 @@ def voter_cells(view: View, voter: VoterView, level: Level) -> tuple[Cell, ...]:
 def voter_levels(view: View) -> Mapping[int, Level]:
     """How each voter is: the worst of what is found about it."""
     levels: dict[int, Level] = {each.voter: "ok" for each in view.voters}
-    for finding in findings(view):
+    for finding in advice.findings(view):
         kind, _, name = finding.subject.partition(" ")
         if kind == "voter" and name.isdigit() and int(name) in levels:
             worst = max(levels[int(name)], finding.level, key=LEVELS.index)
