@@ -18,11 +18,11 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from subprocess import CalledProcessError
+from subprocess import CalledProcessError, TimeoutExpired
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -177,7 +177,7 @@ def demo_on_screen(
             place / LOG_FILE,
             {"PYTHONUNBUFFERED": "1", "COLUMNS": "200", "TREX_DASH": ""},
         )
-        code = 0
+        code, failed = 0, False
         try:
             _aside("the demo starts its voters …")
             told.wait_for_line(STARTED, START_S)
@@ -185,7 +185,9 @@ def demo_on_screen(
             name = dash.default_name(kept=False)
             dash.show(lambda: _on_demo(told, cluster, name, Path(scratch) / "dash"), admin=True)
         except ChildProcessError:
-            code = 1  # its last lines are printed below
+            failed = True  # it closed its output, so it is ending
+            with suppress(TimeoutExpired):
+                told.wait(START_S)
         except TimeoutError as error:
             code = 1
             _aside(f"trex: {error}\n")
@@ -193,12 +195,12 @@ def demo_on_screen(
             code, words = dash.told(error)
             print(f"trex: {words}", file=sys.stderr)
         finally:
-            failed = not told.running
+            failed = failed or not told.running
             _aside("every process stops …")
             told.terminate(START_S)
             _aside("")
         if failed:
-            code = told.process.returncode or 1
+            code = max(1, told.process.returncode)
             print("\n".join(told.output.splitlines()[-TOLD_LINES:]), file=sys.stderr)
         return code
 
