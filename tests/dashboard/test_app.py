@@ -201,7 +201,7 @@ async def test_what_is_old_says_how_old_and_what_is_stale_is_dim():
             stage.feed.clock(heard_ms + ago_ms)
             stage.app.fold()
             await pilot.pause()
-            assert stage.text().splitlines()[1].endswith(words)
+            assert stage.app.query_one(Tabs).text().rstrip().endswith(words)
             assert stage.app.screen.has_class("-stale") is stale
             assert (stage.app.pane.opacity < 1) is stale
 

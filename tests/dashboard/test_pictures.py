@@ -28,6 +28,7 @@ LOST = Verdict(
 NO_QUORUM = Verdict(
     "bad", "no quorum", "no quorum: 3 of 5 voters are silent; nothing can be written", 0, 0
 )
+DEAD = (1, 2, 4)
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +56,7 @@ def utc(monkeypatch):
             "textual-dark",
             ("tab", "p"),
             NO_QUORUM,
-            (1, 2, 4),
+            DEAD,
         ),
         ("lagging", "lagging", 24_000, (120, 30), "textual-dark", ("2",), HEALTHY, ()),
     ],
