@@ -47,6 +47,8 @@ HOLD_S = 3.0
 HEAL_S = 90.0
 """By then all must be well again."""
 START_S = 60.0
+AFTERMATH = ("elections", "boot_loop")
+"""Findings that count what happened within a minute."""
 JOURNAL = {"segment_bytes": 4 << 20, "free_bytes_min": 16 << 20}
 DISK_BYTES = 128 << 20
 SMALL_DISK_VOTER = 5
@@ -97,6 +99,13 @@ class Look(msgspec.Struct, frozen=True):
         return self.verdict.state == "healthy" and not any(
             each.level in ("warn", "bad") for each in self.findings
         )
+
+    @property
+    def over(self) -> bool:
+        """The same, but for what tells of the last minute and so outlasts its cause."""
+        return not any(
+            each.level in ("warn", "bad") and each.code not in AFTERMATH for each in self.findings
+        ) and self.verdict.state in ("healthy", "degraded")
 
     @property
     def words(self) -> str:
@@ -291,7 +300,7 @@ async def measure(stage: Stage, fault: Fault, *, hold_s: float = HOLD_S, whole: 
     row.falsely_healthy = sum(not harm.said(each) for each in during)
     await harm.heal()
     healed_s = time.monotonic()
-    look = await watch.until(lambda each: each.well, HEAL_S)
+    look = await watch.until(lambda each: each.over, HEAL_S)
     if look is not None:
         row.well_s = round(look.at_s - healed_s, 2)
     else:

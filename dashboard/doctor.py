@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import msgspec
 
 from dashboard import advice, tables
-from dashboard.advice import LEVELS, SIGNS, Finding, Level
+from dashboard.advice import LEVELS, SIGNS, Level
 from dashboard.view import View
 from dashboard.words import age, count, micros, plural, size
 from trex_core.cluster import ClusterConfig
@@ -33,7 +33,7 @@ NO_LEADER: Final = 4
 """Exit code: no voter leads, or none is known to: writes fail."""
 
 CLOCK_MS_MAX: Final = 1_000
-"""A wall clock further off than this is worth a warning: logs and ``commits.time`` mislead."""
+"""A wall clock further off than this is worth a note: logs and ``commits.time`` mislead."""
 SYNC_US_MAX: Final = 50_000
 """A disk whose 99th percentile of a sync is slower than this is called slow."""
 TCP_MS_MAX: Final = 300
@@ -162,10 +162,14 @@ def examine(evidence: Evidence) -> Diagnosis:
             f"{plural(len(evidence.cluster.voters), 'voter')}",
         )
     ]  # fmt: skip
+    said: dict[str, list[Check]] = {}
     for judge in _JUDGES:
-        said = list(judge(evidence))
-        worse = [each for each in said if each.level != "ok"]
-        checks += sorted(worse, key=lambda each: -LEVELS.index(each.level)) or said
+        for each in judge(evidence):
+            said.setdefault(each.check, []).append(each)
+    _with_findings(evidence, said)
+    for lines_of in said.values():
+        worse = [each for each in lines_of if each.level != "ok"]
+        checks += sorted(worse, key=lambda each: -LEVELS.index(each.level)) or lines_of
     last, code = _verdict(evidence, checks)
     return Diagnosis((*checks, last), code)
 
@@ -212,15 +216,37 @@ def _told(evidence: Evidence) -> tables.Verdict:
     return tables.judge(evidence.cluster, found)
 
 
-def _seen(evidence: Evidence, name: str, *codes: str) -> Iterator[Check]:
-    """The dashboard's findings of these codes, as lines of the check ``name``."""
+_TOPICS: Final = {
+    "feed": "multicast stream",
+    "cut_off": "multicast stream",
+    "no_quorum": "quorum",
+    "quorum_late": "quorum",
+    "elections": "elections",
+    "voter_behind": "lag of voters",
+    "disk_full": "disk room",
+    "disk_low": "disk room",
+    "slow_disk": "disk speed",
+    "versions": "versions",
+    "clock": "clock",
+}
+"""By the code of a finding: the check it belongs to."""
+_SUBJECTS: Final = {"voter": "voters", "cluster": "leader", "here": "this machine"}
+"""The same for all others, by the first word of whom they are about; the rest are of listeners."""
+
+
+def _with_findings(evidence: Evidence, said: dict[str, list[Check]]) -> None:
+    """Add what the dashboard finds in the same view to ``said``, the lines by check. Where a check
+    tells of the same subject already, the worse of the two stays: the doctor's if they are equal,
+    which knows what TCP tells."""
     for each in advice.findings(evidence.view):
-        if each.code in codes:
-            yield _line(name, each)
-
-
-def _line(name: str, finding: Finding) -> Check:
-    return Check(name, finding.level, finding.subject, finding.words, finding.advice)
+        kind = each.subject.partition(" ")[0]
+        check = _TOPICS.get(each.code) or _SUBJECTS.get(kind, "listeners")
+        line = Check(check, each.level, each.subject, each.words, each.advice)
+        lines = said[check]
+        same = [known for known in lines if known.subject == line.subject and known.level != "ok"]
+        if any(LEVELS.index(known.level) >= LEVELS.index(line.level) for known in same):
+            continue
+        said[check] = [known for known in lines if known not in same] + [line]
 
 
 def _listed(voters: Iterable[int]) -> str:
@@ -631,7 +657,7 @@ def _clock(evidence: Evidence) -> Iterator[Check]:
     usual = statistics.median_low(sorted(offsets.values()))
     if abs(usual) > CLOCK_MS_MAX:
         yield Check(
-            "clock", "warn", "here",
+            "clock", "note", "here",
             f"the clock here is {age(abs(usual))} {'behind' if usual > 0 else 'ahead of'} the "
             "voters'",
             "No decision of the cluster rests on it, but times in logs and tables do not agree.",
@@ -640,7 +666,7 @@ def _clock(evidence: Evidence) -> Iterator[Check]:
         off = offset - usual
         if abs(off) > CLOCK_MS_MAX:
             yield Check(
-                "clock", "warn", f"voter {voter}",
+                "clock", "note", f"voter {voter}",
                 f"its clock is {age(abs(off))} {'ahead of' if off > 0 else 'behind'} the others'",
                 "No decision of the cluster rests on it, but the times of what it proposes mislead "
                 "(commits.time). Synchronise it.",

@@ -12,7 +12,7 @@ import anyio
 import msgspec
 import pytest
 
-from dashboard import doctor, probes
+from dashboard import advice, doctor, probes
 from dashboard.cluster_init import cluster_file
 from dashboard.doctor import ALL_WELL, NO_LEADER, WRONG, Evidence, Here, Place, Reply
 from dashboard.ports import PortBlock
@@ -245,10 +245,21 @@ def test_archives_that_do_not_answer_are_named():
 
 def test_the_clock_that_differs_is_named_and_not_the_others():
     (line,), code = said(evidence(offsets_ms={1: 0, 2: 3, 3: -1, 4: 90_000, 5: 2}), "clock")
-    assert (line.level, line.subject, code) == ("warn", "voter 4", WRONG)
+    assert (line.level, line.subject, code) == ("note", "voter 4", ALL_WELL)
     assert "89 s ahead" in line.words
     (line,), _ = said(evidence(offsets_ms=dict.fromkeys(VOTERS, 5_000)), "clock")
     assert line.subject == "here" and "5.0 s behind" in line.words
+
+
+def test_what_the_dashboard_finds_is_on_the_list_too():
+    heard_ms = tuple({2: 0, 4: 5_000}.get(each, 20) for each in VOTERS)
+    tips = {voter: tip(voter) for voter in VOTERS}
+    tips[LEADER] = tip(LEADER, heard_ms=heard_ms)
+    found = evidence(view=view(tips))
+    codes = {each.code for each in advice.findings(found.view)}
+    assert codes, "the leader does not hear voter 4"
+    lines, code = said(found, "voters")
+    assert [(each.level, each.subject) for each in lines] == [("warn", "voter 4")] and code == WRONG
 
 
 def test_versions_that_differ_are_a_note_with_who_has_which():
