@@ -519,7 +519,10 @@ def _open_span(view: View, voter: int) -> Span | None:
 
 
 def _about_listeners(view: View) -> Iterator[Finding]:
-    silent = [each for each in view.listeners.values() if each.silent]
+    heard = {name for (name, _), each in view.listeners.items() if not each.silent}
+    silent = [  # one that was started again is silent only as what it was before
+        each for (name, _), each in view.listeners.items() if each.silent and name not in heard
+    ]
     behind = [each for each in view.listeners.values() if each.lags and not each.silent]
     yield from _listeners(
         sorted(silent, key=lambda each: each.heard_ms),

@@ -238,11 +238,16 @@ def _with_findings(evidence: Evidence, said: dict[str, list[Check]]) -> None:
     """Add what the dashboard finds in the same view to ``said``, the lines by check. Where a check
     tells of the same subject already, the worse of the two stays: the doctor's if they are equal,
     which knows what TCP tells."""
+    unheard = {f"voter {voter}" for voter in evidence.cluster.voter_ids} - {
+        f"voter {voter}" for voter in evidence.heard
+    }
     for each in advice.findings(evidence.view):
+        if each.code == "voter_silent" and each.subject in unheard:
+            continue  # it is down, or its multicast does not come: told above, with what TCP tells
         kind = each.subject.partition(" ")[0]
         check = _TOPICS.get(each.code) or _SUBJECTS.get(kind, "listeners")
         line = Check(check, each.level, each.subject, each.words, each.advice)
-        lines = said[check]
+        lines = said.setdefault(check, [])
         same = [known for known in lines if known.subject == line.subject and known.level != "ok"]
         if any(LEVELS.index(known.level) >= LEVELS.index(line.level) for known in same):
             continue
@@ -615,7 +620,9 @@ def _listeners(evidence: Evidence) -> Iterator[Check]:
     if not digests:
         yield Check("listeners", "note", "cluster", "not known: no voter is heard")
     elif behind or silent:
-        yield Check("listeners", "warn", "cluster", words, "trex-dash names them: key 2.")
+        named = any(each.code.startswith("listener") for each in advice.findings(evidence.view))
+        level: Level = "ok" if named else "warn"
+        yield Check("listeners", level, "cluster", words, "`trex-dash`, key 2, names them.")
     else:
         yield Check("listeners", "ok", "cluster", words)
 

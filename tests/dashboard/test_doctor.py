@@ -63,9 +63,9 @@ def tip(voter, *, leading=None, ballot=BALLOT, **changes):
     return StreamTip(ballot, leads, 900, bytes(CHAIN_BYTES), told)
 
 
-def view(tips, *, watched_ms=2_500, reports=()):
-    """What was heard of these voters, each to the last."""
-    shown = reduce(View(), Opened(NOW_MS, "here", VOTERS, 1_000, "live"))
+def view(tips, *, watched_ms=2_500, reports=(), after=None):
+    """What was heard of these voters, each to the last; ``after`` is what was seen before."""
+    shown = after or reduce(View(), Opened(NOW_MS, "here", VOTERS, 1_000, "live"))
     at_ms = NOW_MS
     while at_ms < NOW_MS + watched_ms:
         at_ms += 80
@@ -260,6 +260,21 @@ def test_what_the_dashboard_finds_is_on_the_list_too():
     assert codes, "the leader does not hear voter 4"
     lines, code = said(found, "voters")
     assert [(each.level, each.subject) for each in lines] == [("warn", "voter 4")] and code == WRONG
+
+
+def test_a_listener_that_was_started_again_is_not_silent_as_what_it_was_before():
+    def report(instance):
+        return ListenerReport("cache-1", instance, 900, 900, 900, 0, True, 0, 0, 0, 0, 50, "1.0")
+
+    tips = {voter: tip(voter) for voter in VOTERS}
+    shown = reduce(View(), Opened(NOW_MS - 60_000, "here", VOTERS, 1_000, "live"))
+    shown = reduce(shown, Reported(NOW_MS - 60_000, report(1)))
+    shown = view(tips, after=shown)
+    (line,), code = said(evidence(view=shown), "listeners")
+    assert (line.level, line.subject, code) == ("warn", "listener cache-1", WRONG)
+    shown = reduce(shown, Reported(shown.now_ms, report(2)))
+    (line,), code = said(evidence(view=shown), "listeners")
+    assert (line.level, code) == ("ok", ALL_WELL)
 
 
 def test_versions_that_differ_are_a_note_with_who_has_which():
