@@ -38,6 +38,10 @@ soak seeds="100000":
 bench *args:
     .venv/bin/python benchmarks/commit.py {{args}}
 
+# the pictures of README and docs, from those recordings
+screenshots:
+    .venv/bin/python -m tests.dashboard.screenshots
+
 # record the runs of real clusters that the dashboard's tests and pictures are made of
 recordings *names:
     .venv/bin/python -m tests.dashboard.record {{names}}

@@ -186,14 +186,14 @@ def verdict(view: View) -> Verdict:
             f"voter {leader.voter} leads but has had no answer from a quorum for "
             f"{words.age(quorum_ms)}: nothing is committed"
         )
-        return Verdict("bad", "no quorum", text, leader.voter, 0)
+        return Verdict("bad", "no quorum", f"no quorum: {text}", leader.voter, 0)
     rest = [each for each in view.voters if each not in good]
     if len(good) < majority_of(view):
         text = (
             f"voter {leader.voter} leads but only {len(good)} of {len(view.voters)} voters are well"
             f"; {majority_of(view)} are needed: {_ids(rest)} missing, behind or full"
         )
-        return Verdict("bad", "no quorum", text, leader.voter, 0)
+        return Verdict("bad", "no quorum", f"no quorum: {text}", leader.voter, 0)
     leads = f"voter {leader.voter} leads since ballot {_ballot(leader)}"
     spare = f"can lose {can_lose} more" if can_lose else "can lose no more"
     found = [each for each in findings(view) if each.level in ("warn", "bad")]
@@ -202,24 +202,24 @@ def verdict(view: View) -> Verdict:
         first = next((f"{each.subject} {each.words}" for each in ours), f"{_ids(rest)} not well")
         more = f" (and {words.plural(len(ours) - 1, 'more finding')})" if len(ours) > 1 else ""
         level: Level = "warn" if can_lose or len(view.voters) == 1 else "bad"
-        return Verdict(
-            level, "degraded", f"{leads}, {spare}; {first}{more}", leader.voter, can_lose
-        )
+        text = f"degraded: {leads}, {spare}; {first}{more}"
+        return Verdict(level, "degraded", text, leader.voter, can_lose)
     if found:
         warned = words.plural(len(found), "warning")
-        text = f"{leads}, {spare}; {warned}: {found[0].subject} {found[0].words}"
+        text = f"healthy: {leads}, {spare}; {warned}: {found[0].subject} {found[0].words}"
         return Verdict("note", "healthy", text, leader.voter, can_lose)
-    return Verdict("ok", "healthy", f"{leads}, {spare}", leader.voter, can_lose)
+    return Verdict("ok", "healthy", f"healthy: {leads}, {spare}", leader.voter, can_lose)
 
 
 def _unknown(view: View, newest_ms: int | None) -> Verdict:
     if newest_ms is None:
         waited_ms = view.now_ms - view.since_ms
         level: Level = "note" if waited_ms <= HERE_SILENT_MS else "bad"
-        text = f"no voter was heard yet, in {words.age(waited_ms)} of listening"
+        text = f"unknown: no voter was heard yet, in {words.age(waited_ms)} of listening"
         return Verdict(level, "unknown", text, 0, 0)
     text = (
-        f"no voter is heard for {words.age(view.now_ms - newest_ms)}: either all are down or this "
+        f"unknown: no voter is heard for {words.age(view.now_ms - newest_ms)}: either all are down "
+        "or this "
         "machine is cut off; all that is shown is that old"
     )
     return Verdict("bad", "unknown", text, 0, 0)
@@ -234,7 +234,7 @@ def _leaderless(view: View) -> Verdict:
             f"only {len(heard)} of {len(view.voters)} voters are heard and {need} are needed: "
             f"{_ids(missing)} missing; nothing can be committed, nothing is lost"
         )
-        return Verdict("bad", "no quorum", text, 0, 0)
+        return Verdict("bad", "no quorum", f"no quorum: {text}", 0, 0)
     doing = []
     for each in heard:
         digest = each.digest
@@ -243,13 +243,12 @@ def _leaderless(view: View) -> Verdict:
         elif digest is not None and digest.role == "polling":
             doing.append(f"voter {each.voter} asks the others")
     led = [each for each in view.voters if each.tip and each.tip.leading]
-    for each in led:
-        if not heard_now(view, each) and each.heard_ms is not None:
-            doing.append(f"voter {each.voter}, which led, is silent")
+    gone = [each for each in led if not heard_now(view, each)]
+    doing += [f"voter {each.voter}, which led, is silent" for each in gone]
     text = f"for {words.age(_leaderless_ms(view))}" + (f": {', '.join(doing)}" if doing else "")
     if missing and not led:
         text += f"; {_ids(missing)} missing"
-    return Verdict("bad", "no leader", text, 0, 0)
+    return Verdict("bad", "no leader", f"no leader {text}", 0, 0)
 
 
 # --- findings ---------------------------------------------------------------------------------
@@ -634,7 +633,7 @@ def explain_voter(view: View, voter: int) -> str:
             "accepted by a majority, a slot is fixed.\n"
             f"- **fixed {words.count(digest.fixed)}**: up to here it knows that nothing can change "
             f"any more; {words.plural(to_tip, 'slot')} behind the newest.\n"
-            f"- **applied {words.count(digest.applied)}**: its state in memory is as of this slot.\n"
+            f"- **applied {words.count(digest.applied)}**: its state is as of this slot.\n"
             f"- **journal {words.size(digest.journal_bytes)}**, {words.size(digest.free_bytes)} "
             f"free; the newest snapshot is at slot {words.count(digest.snapshot_slot)}.\n"
             f"- **sync {words.micros(digest.fsync_p50_us)} / {words.micros(digest.fsync_p99_us)}** "
@@ -644,15 +643,14 @@ def explain_voter(view: View, voter: int) -> str:
         )
         if leader is known:
             lines.append(
-                f"A quorum answered it {words.age(_quorum_age_ms(view, known))} ago; a commit takes "
+                f"A quorum answered it {words.age(_quorum_age_ms(view, known))} ago; commits take "
                 f"{words.micros(digest.commit_p50_us)} (median), "
                 f"{words.micros(digest.commit_p99_us)} (p99)."
             )
     span = _open_span(view, voter)
     if span is not None and span.why:
-        lines.append(
-            f"In this role for {words.age(view.now_ms - span.from_ms)}, because: {_plain(span.why)}."
-        )
+        so_long = words.age(view.now_ms - span.from_ms)
+        lines.append(f"In this role for {so_long}, because: {_plain(span.why)}.")
     lines.append(_list([each for each in findings(view) if each.subject == f"voter {voter}"]))
     lines.append(_reboot_words(view, known))
     return "\n\n".join(lines)
@@ -681,9 +679,13 @@ def explain_ballot(view: View, ballot: str) -> str:
     """What this ballot ("era.round.voter") is, who led under it and when, as Markdown."""
     lines = [
         f"# Ballot {_plain(ballot)}",
-        "A ballot is the number a voter stands under: era, round, voter. Higher beats lower, and "
-        "no two voters ever use the same. Who is promised a majority under its ballot leads, until "
-        "a higher ballot is promised somewhere.",
+        (
+            "A ballot is the number a voter stands under: era, round, voter. Higher beats lower, "
+            "and "
+            "no two voters ever use the same. Who is promised a majority under its ballot leads, "
+            "until "
+            "a higher ballot is promised somewhere."
+        ),
     ]
     spans = [each for each in view.spans if str(each.ballot) == ballot]
     story = []
@@ -705,9 +707,7 @@ def explain_ballot(view: View, ballot: str) -> str:
     if str(view.ballot) == ballot:
         lines.append("It is the **highest** that anybody tells of.")
     elif spans and max(each.ballot for each in spans) < view.ballot:
-        lines.append(
-            f"Ballot {view.ballot} is higher: nothing can be fixed under this one any more."
-        )
+        lines.append(f"Ballot {view.ballot} is higher: nothing is fixed under this one any more.")
     slots = [each.slot for each in view.slots if str(each.ballot) == ballot]
     if slots:
         lines.append(
@@ -721,17 +721,20 @@ def explain_slot(view: View, slot: int) -> str:
     """What this slot holds, who has accepted it, whether it is fixed, as Markdown."""
     lines = [
         f"# Slot {words.count(slot)}",
-        "A slot holds one command, in the one order that all see. It goes *proposed* (by the "
-        "leader) → *accepted* (on a voter's disk) → *fixed* (on a majority's disks: it can never "
-        "change, and only then is the client told).",
+        (
+            "A slot holds one command, in the one order that all see. It goes *proposed* (by the "
+            "leader) → *accepted* (on a voter's disk) → *fixed* (on a majority's disks: it can "
+            "never "
+            "change, and only then is the client told)."
+        ),
     ]
     held = [each for each in view.voters if each.digest and each.digest.last_accepted >= slot]
     if slot <= view.tip_slot:
         lines.append(f"**● It is fixed.** {len(held)} of {len(view.voters)} voters hold it.")
     elif held:
         lines.append(
-            f"**It is accepted by {_ids(held)}**; {majority_of(view)} of {len(view.voters)} make it "
-            "fixed."
+            f"**It is accepted by {_ids(held)}**; {majority_of(view)} of {len(view.voters)} make "
+            "it fixed."
         )
     elif any(each.digest and each.digest.proposed >= slot for each in view.voters):
         lines.append("**○ It is proposed** and on its way to the disks.")
@@ -741,8 +744,8 @@ def explain_slot(view: View, slot: int) -> str:
     if seen is not None:
         about = f" of `{_plain(seen.key)}`" if seen.key else ""
         lines.append(
-            f"It holds **{_plain(seen.kind)}**{about}, {words.size(seen.size_bytes)}, first proposed "
-            f"under ballot {seen.ballot} by voter {seen.ballot.voter}."
+            f"It holds **{_plain(seen.kind)}**{about}, {words.size(seen.size_bytes)}, first "
+            f"proposed under ballot {seen.ballot} by voter {seen.ballot.voter}."
         )
         if seen.kind == "noop":
             lines.append("A no-op fills a hole after a change of leader; it changes nothing.")
@@ -755,9 +758,13 @@ def explain_listener(view: View, name: str, instance: int) -> str:
     """How this listener is doing and what to do, as Markdown."""
     lines = [
         f"# Listener {_plain(name)}",
-        "A listener follows the stream of fixed slots and never votes: however it fares, no commit "
-        "waits for it. What it misses it asks for again (*repair*); far behind, it fetches a range "
-        "(*catch-up*) or begins anew from a snapshot (*reset*).",
+        (
+            "A listener follows the stream of fixed slots and never votes: however it fares, no "
+            "commit "
+            "waits for it. What it misses it asks for again (*repair*); far behind, it fetches a "
+            "range "
+            "(*catch-up*) or begins anew from a snapshot (*reset*)."
+        ),
     ]
     known = view.listeners.get((name, instance))
     if known is None:
@@ -775,8 +782,8 @@ def explain_listener(view: View, name: str, instance: int) -> str:
         f"- applied **{words.count(report.applied)}**, {stored}; "
         f"**{words.plural(lag, 'slot')}** behind{behind}\n"
         f"- {words.plural(report.gaps, 'gap')}, {words.plural(report.repairs, 'repair request')}, "
-        f"{words.plural(report.catchups, 'catch-up')}, {words.plural(report.resets, 'reset')} since "
-        "it started"
+        f"{words.plural(report.catchups, 'catch-up')}, {words.plural(report.resets, 'reset')} "
+        "since it started"
     )
     lines.append(_list([each for each in findings(view) if each.subject == f"listener {name}"]))
     if report.gaps * 100 > report.applied > 0 or report.resets > 1:
