@@ -86,7 +86,11 @@ class Lines(Widget):
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {f"lines--{name}" for name in STYLES}
 
-    _picture: Picture = ()
+    def __init__(self, *, id: str | None = None, classes: str | None = None) -> None:  # noqa: A002
+        self._picture: Picture = ()
+        self._looks: dict[str, Style] = {}
+        """Styles by name, as the theme has them."""
+        super().__init__(id=id, classes=classes)
 
     @property
     def picture(self) -> Picture:
@@ -118,15 +122,21 @@ class Lines(Widget):
 
     def render_line(self, y: int) -> Strip:
         """Line ``y`` of the picture, in the colours of the theme."""
-        plain = self.rich_style
+        plain = self._style("")
         if not 0 <= y < len(self._picture):
             return Strip.blank(self.size.width, plain)
-        segments = [
-            Segment(words, self._style(name) if name else plain)
-            for words, name in self._picture[y]
-            if words
-        ]
+        segments = [Segment(words, self._style(name)) for words, name in self._picture[y] if words]
         return Strip(segments).adjust_cell_length(self.size.width, plain)
 
     def _style(self, name: str) -> Style:
-        return self.get_component_rich_style(*(f"lines--{each}" for each in name.split()))
+        style = self._looks.get(name)
+        if style is None:
+            classes = [f"lines--{each}" for each in name.split()]
+            style = self.get_component_rich_style(*classes) if classes else self.rich_style
+            self._looks[name] = style
+        return style
+
+    def notify_style_update(self) -> None:
+        """Another theme, or the focus: the styles are looked up again."""
+        super().notify_style_update()
+        self._looks = {}
