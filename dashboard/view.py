@@ -555,7 +555,7 @@ def _restarted(view: View, known: VoterView, digest: VoterDigest, at_ms: int) ->
     if not known.silent and known.heard_ms is not None:
         began_ms = _clamp(at_ms - max(0, digest.uptime_s) * 1_000, known.heard_ms, at_ms)
         gap = Span(known.voter, "down", NO_BALLOT, known.heard_ms, began_ms, "restarted")
-        view = _add_spans(_close(view, known.voter, known.heard_ms), gap)
+        view = _begin(view, gap)
     known = _with(
         known, told=0, boots_ms=boots_ms, rolled_ms=None, polled=False, stood=False, lags=False
     )
@@ -599,8 +599,7 @@ def _fall_silent(view: View, voter: VoterView, now_ms: int) -> View:
     else:
         from_ms, why = voter.heard_ms, "not heard"
         text = f"not heard for {words.age(now_ms - from_ms)}"
-    view = _close(view, voter.voter, from_ms)
-    view = _add_spans(view, Span(voter.voter, "down", NO_BALLOT, from_ms, None, why))
+    view = _begin(view, Span(voter.voter, "down", NO_BALLOT, from_ms, None, why))
     view = _set(view, _with(voter, silent=True))
     return _log(view, now_ms, "bad", name, text)
 
@@ -616,38 +615,36 @@ def _order(span: Span) -> tuple[int, int]:
     return (span.from_ms, span.voter)
 
 
-def _add_spans(view: View, *spans: Span) -> View:
-    """Put spans where their time belongs; beyond SPANS_MAX the oldest that have ended go."""
+def _begin(view: View, span: Span) -> View:
+    """Put ``span`` at the end of its voter's lane: what lasted there ends where it begins, so that
+    spans of a lane never overlap. Beyond SPANS_MAX the oldest that have ended go."""
     kept = list(view.spans)
-    for span in spans:
-        kept.insert(bisect_right(kept, _order(span), key=_order), span)
-    if len(kept) > SPANS_MAX:
-        surplus = len(kept) - SPANS_MAX + SPANS_MAX // 16
-        ended = [at for at, span in enumerate(kept) if span.to_ms is not None][:surplus]
+    at = next((at for at in reversed(range(len(kept))) if kept[at].voter == span.voter), None)
+    if at is not None:
+        last = kept[at]
+        if span.from_ms < last.from_ms:
+            span = _with(span, from_ms=last.from_ms)
+        if last.to_ms is None or last.to_ms > span.from_ms:
+            kept[at] = _with(last, to_ms=span.from_ms)
+    if span.to_ms is not None and span.to_ms < span.from_ms:
+        span = _with(span, to_ms=span.from_ms)
+    kept.insert(bisect_right(kept, _order(span), key=_order), span)
+    return _with(view, spans=_at_most(kept))
+
+
+def _at_most(spans: list[Span]) -> tuple[Span, ...]:
+    if len(spans) > SPANS_MAX:
+        surplus = len(spans) - SPANS_MAX + SPANS_MAX // 16
+        ended = [at for at, span in enumerate(spans) if span.to_ms is not None][:surplus]
         for at in reversed(ended):
-            del kept[at]
-    return _with(view, spans=tuple(kept))
+            del spans[at]
+    return tuple(spans)
 
 
-def _open_at(view: View, voter: int) -> int | None:
-    """Index of the span of ``voter`` that lasts."""
-    spans = view.spans
-    for at in range(len(spans) - 1, -1, -1):
-        if spans[at].voter == voter and spans[at].to_ms is None:
-            return at
-    return None
-
-
-def _replace_span(view: View, at: int, span: Span) -> View:
-    return _with(view, spans=(*view.spans[:at], span, *view.spans[at + 1 :]))
-
-
-def _close(view: View, voter: int, at_ms: int) -> View:
-    at = _open_at(view, voter)
-    if at is None:
-        return view
-    span = view.spans[at]
-    return _replace_span(view, at, _with(span, to_ms=max(span.from_ms, at_ms)))
+def _lasting(view: View, voter: int) -> Span | None:
+    """What lasts in the lane of ``voter``: at most one span does, and it is the newest."""
+    newest = next((span for span in reversed(view.spans) if span.voter == voter), None)
+    return newest if newest is not None and newest.to_ms is None else None
 
 
 def _told(view: View, known: VoterView, digest: VoterDigest, at_ms: int) -> View:
@@ -665,22 +662,15 @@ def _told(view: View, known: VoterView, digest: VoterDigest, at_ms: int) -> View
 def _changed(view: View, known: VoterView, change: Transition, at_ms: int, *, begun: bool) -> View:
     voter = known.voter
     from_ms = at_ms - max(0, change.age_ms)
-    was = None
-    if (at := _open_at(view, voter)) is not None:
-        was = view.spans[at]
-        if was.role == "down" and known.heard_ms is not None:
-            from_ms = max(from_ms, known.heard_ms)  # what it did while unheard is known now
-        from_ms = max(from_ms, was.from_ms)
-        view = _close(view, voter, from_ms)
-    why = _cut(change.why)
-    span = Span(voter, change.role, change.ballot, from_ms, None, why)
+    view = _drop_past(view, voter, from_ms)
+    was = _lasting(view, voter)  # "down" as often as not: what it did while unheard is known now
+    span = Span(voter, change.role, change.ballot, from_ms, None, _cut(change.why))
     if change.role == "leader":
-        view = _drop_past(view, span)
         view = _superseded(view, change.ballot, from_ms)
         if change.ballot < view.led:
-            span = _with(span, to_ms=max(from_ms, _led_since(view, change.ballot, at_ms)))
+            span = _with(span, to_ms=_led_since(view, change.ballot, at_ms))
         view = _with(view, led=max(view.led, change.ballot))
-    view = _add_spans(view, span)
+    view = _begin(view, span)
     return _log_change(view, voter, change, span, was, begun=begun)
 
 
@@ -723,19 +713,14 @@ def _settled(view: View, voter: int, tip: StreamTip, at_ms: int) -> View:
     if (tip.leading or digest.role == "follower") and tip.ballot > view.led:
         view = _superseded(view, tip.ballot, at_ms)
         view = _with(view, led=tip.ballot)
-    at = _open_at(view, voter)
-    now = None if at is None else view.spans[at]
+    now = _lasting(view, voter)
     if now is not None and now.role == digest.role:
         return view
     if digest.role == "leader" and tip.ballot < view.led:
         return view  # it has not noticed that its leadership is over
-    if now is not None:
-        view = _close(view, voter, at_ms)
     ballot = digest.promised if digest.role in ("candidate", "polling") else tip.ballot
-    if digest.role == "leader":
-        view = _drop_past(view, Span(voter, "leader", ballot, at_ms, None, ""))
     why = "heard again" if now is not None and now.role == "down" else ""
-    return _add_spans(view, Span(voter, digest.role, ballot, at_ms, None, why))
+    return _begin(view, Span(voter, digest.role, ballot, at_ms, None, why))
 
 
 def _superseded(view: View, ballot: Ballot, at_ms: int) -> View:
@@ -747,7 +732,8 @@ def _superseded(view: View, ballot: Ballot, at_ms: int) -> View:
             continue
         if span.to_ms is not None and span.to_ms <= at_ms:
             break  # it superseded all before it
-        view = _replace_span(view, at, _with(span, to_ms=max(span.from_ms, at_ms)))
+        ended = _with(span, to_ms=max(span.from_ms, at_ms))
+        view = _with(view, spans=(*view.spans[:at], ended, *view.spans[at + 1 :]))
     return view
 
 
@@ -757,28 +743,41 @@ def _led_since(view: View, ballot: Ballot, at_ms: int) -> int:
     return min(begun, default=at_ms)
 
 
-def _drop_past(view: View, led: Span) -> View:
-    """The voter itself tells of this leadership: what the slots told of it is not needed."""
-    spans = tuple(
-        span
-        for span in view.spans
-        if span.why != PAST_WHY or span.ballot != led.ballot or span.role != "leader"
-    )
-    return view if len(spans) == len(view.spans) else _with(view, spans=spans)
+def _drop_past(view: View, voter: int, from_ms: int) -> View:
+    """The voter itself tells what it did since ``from_ms``: what its slots told is not needed."""
+    if not any(span.why == PAST_WHY and span.voter == voter for span in view.spans):
+        return view
+    spans = []
+    for span in view.spans:
+        if span.why == PAST_WHY and span.voter == voter and (span.to_ms or 0) > from_ms:
+            if span.from_ms >= from_ms:
+                continue
+            spans.append(_with(span, to_ms=from_ms))
+        else:
+            spans.append(span)
+    return _with(view, spans=tuple(spans))
 
 
 def _past_led(view: View, event: PastLed) -> View:
-    voter, ballot = event.ballot.voter, event.ballot
-    if view.voter(voter) is None:
+    """A leadership of the past goes where nothing better is known of that time."""
+    ballot, voter = event.ballot, event.ballot.voter
+    lane = [span for span in view.spans if span.voter == voter]
+    if view.voter(voter) is None or any(
+        span.role == "leader" and span.ballot == ballot for span in lane
+    ):
         return view
-    if any(span.role == "leader" and span.ballot == ballot for span in view.spans):
+    from_ms, to_ms = event.from_ms, min(event.to_ms, view.since_ms)
+    for span in lane:
+        if span.from_ms > from_ms:
+            to_ms = min(to_ms, span.from_ms)
+        else:
+            from_ms = max(from_ms, view.now_ms if span.to_ms is None else span.to_ms)
+    if from_ms >= to_ms:
         return view
-    starts = [span.from_ms for span in view.spans if span.voter == voter]
-    to_ms = min(event.to_ms, view.since_ms, *(each for each in starts if each > event.from_ms))
-    if event.from_ms > to_ms or any(each == event.from_ms for each in starts):
-        return view
-    view = _with(view, led=max(view.led, ballot))
-    return _add_spans(view, Span(voter, "leader", ballot, event.from_ms, to_ms, PAST_WHY))
+    span = Span(voter, "leader", ballot, from_ms, to_ms, PAST_WHY)
+    spans = list(view.spans)
+    spans.insert(bisect_right(spans, _order(span), key=_order), span)
+    return _with(view, spans=_at_most(spans), led=max(view.led, ballot))
 
 
 # --- slots and time ---------------------------------------------------------------------------
