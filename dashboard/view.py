@@ -50,6 +50,8 @@ lost, or it is gone."""
 BEHIND_SLOTS: Final = 1_000
 """A voter or listener that lacks more slots than this, and than were fixed in the last second, is
 behind."""
+REPAIR_WINDOW_S: Final = 8
+"""A listener's requests are counted over so many seconds of its own at least."""
 FORGET_MS: Final = 600_000
 """A listener unheard for so long is forgotten, in milliseconds."""
 LEFT_MS: Final = 120_000
@@ -271,6 +273,10 @@ class ListenerView(msgspec.Struct, frozen=True):
     direct: bool
     lags: bool = False
     silent: bool = False
+    counted: tuple[int, int] = (0, 0)
+    """Its uptime in seconds, and its requests up to then, when they were counted last."""
+    asks_per_min: int = 0
+    """Repairs and catch-ups it asked for, a minute, over REPAIR_WINDOW_S or longer."""
 
 
 class View(msgspec.Struct, frozen=True):
@@ -785,7 +791,8 @@ def _past_led(view: View, event: PastLed) -> View:
 
 def _fixed(view: View, event: Fixed) -> View:
     last = view.slots[-1].slot if view.slots else 0
-    newest = sorted((each for each in event.newest if each.slot > last), key=lambda each: each.slot)
+    fresh = {each.slot: each for each in event.newest if each.slot > last}
+    newest = [fresh[slot] for slot in sorted(fresh)]
     slots = (*view.slots, *newest)[-SLOTS_MAX:] if newest else view.slots
     counted = event.first - 1 if view.counted is None else view.counted
     commits = max(0, event.last - max(counted, event.first - 1))
@@ -894,8 +901,22 @@ def _reported(view: View, report: ListenerReport, heard_ms: int, *, direct: bool
     elif lags:
         lag = words.plural(max(0, report.tip - report.applied), "slot")
         view = _log(view, heard_ms, "warn", name, f"is behind by {lag}")
-    heard = ListenerView(report, heard_ms, direct, lags)
+    counted, asks = _asked(known, report)
+    heard = ListenerView(report, heard_ms, direct, lags, counted=counted, asks_per_min=asks)
     return _with(view, listeners=view.listeners.set(key, heard))
+
+
+def _asked(known: ListenerView | None, report: ListenerReport) -> tuple[tuple[int, int], int]:
+    """When its requests were counted last, and how many a minute they were then."""
+    now = (report.uptime_s, report.repairs + report.catchups)
+    if known is not None:
+        before, asks = known.counted, known.asks_per_min
+    else:
+        before, asks = ((0, 0) if report.uptime_s <= 60 else now), 0
+    passed_s = now[0] - before[0]
+    if passed_s < REPAIR_WINDOW_S:
+        return before, asks
+    return now, max(0, now[1] - before[1]) * 60 // passed_s
 
 
 def _room_for(
