@@ -63,6 +63,8 @@ BOOTS_OFTEN: Final = 3
 """So many restarts within OFTEN_MS are a loop."""
 LEADERS_OFTEN: Final = 4
 """So many leaderships within OFTEN_MS are too many: one is an event, two a failed start."""
+ASKS_MANY: Final = 20
+"""A listener that asks so many times a minute for what it missed has a lossy network."""
 NAMED_MAX: Final = 5
 """Of more listeners than this in one state only the number is told, and the worst."""
 
@@ -541,6 +543,21 @@ def _about_listeners(view: View) -> Iterator[Finding]:
         "Its machine is too busy or loses packets: look at its repairs and catch-ups, its CPU, and "
         "net.core.rmem_max. It catches up by itself; no commit waits for it.",
     )
+    lossy = [
+        each
+        for each in view.listeners.values()
+        if each.asks_per_min >= ASKS_MANY and not each.silent and not each.lags
+    ]
+    for each in sorted(lossy, key=lambda each: -each.asks_per_min)[:NAMED_MAX]:
+        yield Finding(
+            "note",
+            "listener_lossy",
+            f"listener {each.report.name}",
+            f"misses much: it asked {words.count(each.asks_per_min)} times a minute for what did "
+            "not come",
+            "It keeps up by repairs. Its network loses packets, or its machine drops them: `trex "
+            "doctor` there tells; net.core.rmem_max may be too small.",
+        )
     names = Counter(name for (name, _), each in view.listeners.items() if not each.silent)
     for name, number in sorted(names.items()):
         if number > 1:

@@ -22,6 +22,7 @@ from trex_core.messages import (
     CHAIN_BYTES,
     NO_BALLOT,
     Ballot,
+    ListenerDigest,
     ListenerReport,
     PeerView,
     Status,
@@ -74,6 +75,7 @@ def view(tips, *, watched_ms=2_500, reports=(), after=None):
             fresh = msgspec.structs.replace(each, digest=now)
             shown = reduce(shown, Tipped(at_ms, voter, fresh))
     for each in reports:
+        at_ms += 1
         shown = reduce(shown, Reported(at_ms, each))
     return reduce(shown, Clock(at_ms + 20))
 
@@ -275,6 +277,30 @@ def test_a_listener_that_was_started_again_is_not_silent_as_what_it_was_before()
     shown = reduce(shown, Reported(shown.now_ms, report(2)))
     (line,), code = said(evidence(view=shown), "listeners")
     assert (line.level, code) == ("ok", ALL_WELL)
+
+
+def test_a_listener_that_repairs_much_is_named_and_one_that_did_long_ago_is_not():
+    def report(uptime_s, repairs):
+        return ListenerReport(
+            "cache-1", 1, 900, 900, 900, 0, True, 0, repairs, 0, 0, uptime_s, "1.0"
+        )
+
+    tips = {voter: tip(voter) for voter in VOTERS}
+    shown = view(tips, reports=[report(2, 9), report(11, 40)])
+    (line,), code = said(evidence(view=shown), "listeners")
+    assert (line.level, line.subject, code) == ("note", "listener cache-1", ALL_WELL)
+    assert "218 times a minute" in line.words
+    shown = reduce(shown, Reported(shown.now_ms + 1, report(3_000, 40)))
+    (line,), _ = said(evidence(view=shown), "listeners")
+    assert line.level == "ok"
+
+
+def test_more_listeners_than_were_heard_are_counted_by_a_voter():
+    digest = ListenerDigest(known=400, behind=2, silent=1, lag_max=5_000)
+    tips = {voter: tip(voter, listeners=digest) for voter in VOTERS}
+    (line,), code = said(evidence(view=view(tips)), "listeners")
+    assert (line.level, code) == ("warn", WRONG)
+    assert "400 listeners known, 2 behind, 1 silent" in line.words
 
 
 def test_versions_that_differ_are_a_note_with_who_has_which():
