@@ -1026,7 +1026,7 @@ def sql(
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Ask a listener of this machine, in SQL. Tables: members, ring, config, leases, commits,
-    history, listener."""
+    history, ballots, listener. As of a slot: members_at(slot), config_at(slot), diff(a, b)."""
     from dashboard import tables
     from listeners.sql import SqlDeadlineError, SqlError, query_socket
 
