@@ -110,7 +110,8 @@ class Look(msgspec.Struct, frozen=True):
     @property
     def words(self) -> str:
         """What it comes down to."""
-        told = [f"{each.code} ({each.subject})" for each in self.findings]
+        wrong = [each for each in self.findings if each.level != "note"]
+        told = [f"{each.code} ({each.subject})" for each in wrong or self.findings]
         return f"{self.verdict.state}: {', '.join(told) or 'nothing'}"
 
 

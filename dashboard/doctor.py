@@ -36,6 +36,8 @@ CLOCK_MS_MAX: Final = 1_000
 """A wall clock further off than this is worth a note: logs and ``commits.time`` mislead."""
 SYNC_US_MAX: Final = 50_000
 """A disk whose 99th percentile of a sync is slower than this is called slow."""
+PROBED_US_MAX: Final = 20_000
+"""The same for the median of the few syncs tried here."""
 TCP_MS_MAX: Final = 300
 """A voter that takes longer to tell its status is called slow to answer."""
 FILES_MIN: Final = 1_024
@@ -559,7 +561,7 @@ def _speed(evidence: Evidence) -> Iterator[Check]:
             )  # fmt: skip
             continue
         slowest = max(slowest, place.sync_p99_us)
-        if place.sync_p99_us > SYNC_US_MAX:
+        if place.sync_p50_us > PROBED_US_MAX:
             yield Check(
                 "disk speed", "warn", place.subject,
                 f"a sync in {place.directory} takes {micros(place.sync_p50_us)}, the slowest of a "

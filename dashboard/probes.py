@@ -40,7 +40,7 @@ from listeners.source import (
     Source,
     drop_from_environment,
 )
-from trex_core.cluster import ClusterConfig, ConfigError
+from trex_core.cluster import ClusterConfig, ConfigError, VoterEntry
 from trex_core.messages import ListenerReport, RepairRequest, StreamMessage, StreamRun, StreamTip
 from voters.config import voter_paths
 from voters.driver import Driver, TrexError
@@ -70,9 +70,15 @@ async def gather(
     answered: dict[int, int] = {}
     places: list[Place] = []
     here: list[Here] = []
-    driver = Driver(cluster)
 
     async def ask(voter: int) -> None:
+        address = await _resolved(cluster.voter(voter))
+        if address is None:
+            host = cluster.voter(voter).host
+            replies[voter] = Reply(voter, None, 0, f"the name {host} is not known here")
+            return
+        there = _moved(cluster, voter, address)
+        driver = Driver(there)
         began_s = time.monotonic()
         status, why = None, ""
         try:
@@ -83,9 +89,9 @@ async def gather(
         if status is not None and status.time_ms:  # told half way, more or less
             answered[voter] = status.time_ms - int((time.time() - took_s / 2) * 1000)
         archive = ""
-        if status is not None and await _ask_archive(cluster, voter, status.fixed + 1):
+        if status is not None and await _ask_archive(there, voter, status.fixed + 1):
             await anyio.sleep_until(ends_s)  # its process may just be starting: once more
-            archive = await _ask_archive(cluster, voter, status.fixed + 1)
+            archive = await _ask_archive(there, voter, status.fixed + 1)
         replies[voter] = Reply(voter, status, int(took_s * 1000), why, archive)
 
     async def look() -> None:
@@ -122,6 +128,33 @@ async def gather(
     )
 
 
+async def _resolved(entry: VoterEntry) -> str | None:
+    """The address of a voter's host; None if its name is not known within PROBE_S. Whoever opens a
+    connection by name waits for the name service as long as that pleases."""
+    try:
+        return str(ipaddress.ip_address(entry.host))
+    except ValueError:
+        pass
+
+    def look_up() -> str | None:
+        try:
+            found = socket.getaddrinfo(entry.host, entry.client_port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            return None
+        return str(found[0][4][0])
+
+    return await _apart(look_up, None)
+
+
+def _moved(cluster: ClusterConfig, voter: int, address: str) -> ClusterConfig:
+    """``cluster`` with ``voter`` at ``address``."""
+    voters = tuple(
+        msgspec.structs.replace(each, host=address) if each.id == voter else each
+        for each in cluster.voters
+    )
+    return msgspec.structs.replace(cluster, voters=voters)
+
+
 async def _ask_archive(cluster: ClusterConfig, voter: int, first: int) -> str:
     """Ask a voter's archive for what it cannot have yet; why it did not answer, "" if it did."""
     client = CatchupClient(cluster, NAME, Counter(), None)
@@ -147,22 +180,23 @@ def _reason(error: TrexError, voter: int) -> str:
 async def _apart(work: Callable[[], _T], otherwise: _T) -> _T:
     """``work`` in a thread that nobody waits for longer than PROBE_S: what hangs in the kernel
     cannot be interrupted, and must not keep the process either."""
-    loop_done = anyio.Event()
+    done = anyio.Event()
     token = anyio.lowlevel.current_token()
     found: list[_T] = []
 
     def run() -> None:
         try:
             found.append(work())
-        finally:
-            try:
-                anyio.from_thread.run_sync(loop_done.set, token=token)
-            except RuntimeError:
-                pass  # the loop ended before the disk answered
+        except Exception:  # noqa: BLE001, S110 - what cannot be found out is told as `otherwise`
+            pass
+        try:
+            anyio.from_thread.run_sync(done.set, token=token)
+        except RuntimeError:
+            pass  # the loop has ended meanwhile
 
     threading.Thread(target=run, name="probe", daemon=True).start()
     with anyio.move_on_after(PROBE_S):
-        await loop_done.wait()
+        await done.wait()
     return found[0] if found else otherwise
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import anyio
@@ -340,6 +341,21 @@ async def test_work_that_hangs_is_not_waited_for(monkeypatch):
     token = anyio.lowlevel.current_token()
     assert await probes._apart(hang, "otherwise") == "otherwise"
     never.set()
+
+
+async def test_a_name_service_that_hangs_is_not_waited_for(monkeypatch, nobody):
+    never = threading.Event()
+    monkeypatch.setattr(probes, "PROBE_S", 0.2)
+    monkeypatch.setattr(probes.socket, "getaddrinfo", lambda *_args, **_more: never.wait())
+    text = nobody.read_text().replace('host = "127.0.0.1"', 'host = "voter.example"')
+    cluster = parse_cluster(text)
+    assert {each.host for each in cluster.voters} == {"voter.example"}
+    with anyio.fail_after(3):
+        found = await probes.gather(cluster, "x", nobody.parent, None, 0.3)
+    never.set()
+    (line, *_), code = said(found, "voters")
+    assert code == NO_LEADER and len(said(found, "voters")[0]) == 4 and line.level == "bad"
+    assert all("voter.example is not known here" in each.why for each in found.replies)
 
 
 async def test_the_disk_probe_leaves_nothing_behind(tmp_path):
