@@ -47,8 +47,6 @@ QUORUM_LATE_MS: Final = 400
 """A leader's answer of a quorum that is older than this is late: five heartbeats went without."""
 STUCK_MS: Final = 1_000
 """Slots proposed for so long and not fixed: far more than any commit takes."""
-ELECTION_PATIENCE_MS: Final = 3_000
-"""A voter that asks or stands for so long beside a leader does not hear it."""
 FSYNC_SLOW_US: Final = 50_000
 """A disk whose p99 is this slow holds up commits whenever a quorum needs it."""
 FSYNC_ODD_US: Final = 20_000
@@ -67,6 +65,9 @@ ASKS_MANY: Final = 20
 """A listener that asks so many times a minute for what it missed has a lossy network."""
 NAMED_MAX: Final = 5
 """Of more listeners than this in one state only the number is told, and the worst."""
+
+SAME_MAX: Final = 32
+"""Of listeners of one name so many are looked at."""
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -127,8 +128,10 @@ def missed_ms(view: View, leader: VoterView, voter: VoterView) -> int | None:
     """For how long ``leader`` has not heard ``voter``, as of now; -1: never; None: it does not say,
     or it hears it."""
     digest = leader.digest
-    if digest is None or len(digest.heard_ms) != len(view.voters) or leader is voter:
+    if digest is None or not digest.heard_ms or leader is voter:
         return None
+    if len(digest.heard_ms) != len(view.voters):
+        return -1  # it knows other voters than the cluster file here does
     at = next(i for i, each in enumerate(view.voters) if each.voter == voter.voter)
     ms = digest.heard_ms[at]
     return ms if ms < 0 or ms > PEER_SILENT_MS else None
@@ -143,14 +146,102 @@ def _is_good(view: View, leader: VoterView | None, voter: VoterView) -> bool:
         and not voter.lags
         and voter.rolled_ms is None
         and (leader is None or missed_ms(view, leader, voter) is None)
+        and _hindrance(view, leader, voter) is None
     )
 
 
-def _quorum_age_ms(view: View, leader: VoterView) -> int:
+def _hindrance(view: View, leader: VoterView | None, voter: VoterView) -> Finding | None:
+    """Why ``voter``, which the leader hears, accepts nothing from it; None: nothing is in the way,
+    or what it said last is from before this leadership."""
+    digest, name = voter.digest, f"voter {voter.voter}"
+    if leader is None or leader is voter or digest is None or voter.heard_ms is None:
+        return None
+    if digest.promised > _ballot(leader):
+        return Finding(
+            "warn",
+            "promised_higher",
+            name,
+            f"has promised ballot {digest.promised} and accepts nothing under "
+            f"{_ballot(leader)}, which is lower",
+            "A matter of a second: the leader hears of it and stands again above it, or another "
+            "leads. If it lasts, the two do not hear each other: check the network between them.",
+        )
+    if voter.heard_ms < _led_since_ms(view, leader) + PEER_SILENT_MS:
+        return None
+    if digest.role in ("polling", "candidate"):
+        span = _open_span(view, voter.voter)
+        for_ms = 0 if span is None else view.now_ms - span.from_ms
+        return Finding(
+            "warn",
+            "voter_alone",
+            name,
+            f"looks for a leader for {words.age(for_ms)} while voter {leader.voter} leads",
+            "It does not hear the leader: check its network, its firewall and its peer_port (UDP). "
+            "It disturbs nobody: it first asks the others, and they hear the leader.",
+        )
+    if digest.quorum_age_ms > PEER_SILENT_MS and voter.tip and voter.tip.ballot == _ballot(leader):
+        return Finding(
+            "warn",
+            "one_way",
+            name,
+            f"does not hear the leader for {words.age(digest.quorum_age_ms)}, and the leader "
+            "hears it",
+            "Its network lets packets out and none in: check firewall and routes there.",
+        )
+    return None
+
+
+def _led_since_ms(view: View, leader: VoterView) -> int:
+    """When its leadership began, as far as known."""
+    for span in reversed(view.spans):
+        if span.role == "leader" and span.ballot == _ballot(leader):
+            return span.from_ms
+    return view.since_ms
+
+
+def _quorum_age_ms(view: View, leader: VoterView) -> int | None:
+    """How old the newest answer of a quorum to ``leader`` is; None: it has had none."""
     digest = leader.digest
     if digest is None or leader.heard_ms is None:
+        return None
+    if majority_of(view) == 1:
         return 0
-    return max(0, digest.quorum_age_ms) + max(0, view.now_ms - leader.heard_ms - 100)
+    if digest.quorum_age_ms < 0:
+        return None
+    return digest.quorum_age_ms + max(0, view.now_ms - leader.heard_ms - 100)
+
+
+def _no_quorum_words(quorum_ms: int | None) -> str:
+    """ "" if its quorum answers the leader."""
+    if quorum_ms is None:
+        return "has had no answer from a quorum yet"
+    return (
+        f"has had no answer from a quorum for {words.age(quorum_ms)}"
+        if quorum_ms > QUORUM_LATE_MS
+        else ""
+    )
+
+
+def _led_unheard(view: View) -> tuple[Ballot, list[VoterView]] | None:
+    """The leader that is not heard here although it lives, and who hears it: they say so in what
+    they said after it ought to have been heard here."""
+    found: dict[Ballot, list[VoterView]] = {}
+    for each in view.voters:
+        tip = each.tip
+        if tip is None or tip.digest.role != "follower" or not heard_now(view, each):
+            continue
+        leader = view.voter(tip.ballot.voter)
+        if leader is None or leader is each or each.heard_ms is None:
+            continue
+        quiet_ms = each.heard_ms - (view.since_ms if leader.heard_ms is None else leader.heard_ms)
+        lately = view.now_ms - each.heard_ms <= HERE_SILENT_MS
+        if (
+            lately
+            and quiet_ms > silent_after_ms(leader)
+            and 0 <= tip.digest.quorum_age_ms < PEER_SILENT_MS
+        ):
+            found.setdefault(tip.ballot, []).append(each)
+    return max(found.items(), key=lambda each: each[0]) if found else None
 
 
 def _ids(voters: Sequence[VoterView]) -> str:
@@ -180,14 +271,15 @@ def verdict(view: View) -> Verdict:
     leader = leader_of(view)
     if leader is None:
         return _leaderless(view)
+    return _led(view, leader)
+
+
+def _led(view: View, leader: VoterView) -> Verdict:
     good = [each for each in view.voters if _is_good(view, leader, each)]
     can_lose = max(0, len(good) - majority_of(view))
     quorum_ms = _quorum_age_ms(view, leader)
-    if quorum_ms > QUORUM_LATE_MS:
-        text = (
-            f"voter {leader.voter} leads but has had no answer from a quorum for "
-            f"{words.age(quorum_ms)}: nothing is committed"
-        )
+    if late := _no_quorum_words(quorum_ms):
+        text = f"voter {leader.voter} leads but {late}: nothing is committed"
         return Verdict("bad", "no quorum", f"no quorum: {text}", leader.voter, 0)
     rest = [each for each in view.voters if each not in good]
     if len(good) < majority_of(view):
@@ -198,14 +290,23 @@ def verdict(view: View) -> Verdict:
         return Verdict("bad", "no quorum", f"no quorum: {text}", leader.voter, 0)
     leads = f"voter {leader.voter} leads since ballot {_ballot(leader)}"
     spare = f"can lose {can_lose} more" if can_lose else "can lose no more"
-    found = [each for each in findings(view) if each.level in ("warn", "bad")]
-    ours = [each for each in found if each.subject.partition(" ")[0] in ("cluster", "voter")]
+    everything = findings(view)
+    found = [each for each in everything if each.level in ("warn", "bad")]
+    ours = [
+        each
+        for each in found
+        # A feed in trouble may hide what is wrong: nothing it shows is called healthy.
+        if each.subject.partition(" ")[0] in ("cluster", "voter") or each.code == "feed"
+    ]
     if rest or ours:
         first = next((f"{each.subject} {each.words}" for each in ours), f"{_ids(rest)} not well")
         more = f" (and {words.plural(len(ours) - 1, 'more finding')})" if len(ours) > 1 else ""
         level: Level = "warn" if can_lose or len(view.voters) == 1 else "bad"
         text = f"degraded: {leads}, {spare}; {first}{more}"
         return Verdict(level, "degraded", text, leader.voter, can_lose)
+    if mixed := [each for each in everything if each.code == "versions"]:
+        text = f"degraded: {leads}, {spare}; {mixed[0].words}"
+        return Verdict("note", "degraded", text, leader.voter, can_lose)
     if found:
         warned = words.plural(len(found), "warning")
         text = f"healthy: {leads}, {spare}; {warned}: {found[0].subject} {found[0].words}"
@@ -228,6 +329,15 @@ def _unknown(view: View, newest_ms: int | None) -> Verdict:
 
 
 def _leaderless(view: View) -> Verdict:
+    if (unheard := _led_unheard(view)) is not None:
+        ballot, told = unheard
+        good = [each for each in view.voters if _is_good(view, None, each)]
+        can_lose = max(0, len(good) - majority_of(view))
+        text = (
+            f"degraded: voter {ballot.voter} leads since ballot {ballot} by the word of "
+            f"{_ids(told)}, but it is not heard here"
+        )
+        return Verdict("warn", "degraded", text, ballot.voter, can_lose)
     heard = [each for each in view.voters if heard_now(view, each)]
     missing = [each for each in view.voters if each not in heard]
     need = majority_of(view)
@@ -328,13 +438,12 @@ def _about_cluster(view: View) -> Iterator[Finding]:
             "cut off from the others: check its network.",
         )
     if leader is not None:
-        quorum_ms = _quorum_age_ms(view, leader)
-        if quorum_ms > QUORUM_LATE_MS:
+        if late := _no_quorum_words(_quorum_age_ms(view, leader)):
             yield Finding(
                 "bad",
                 "quorum_late",
                 "cluster",
-                f"leader {leader.voter} has no answer from a quorum for {words.age(quorum_ms)}",
+                f"voter {leader.voter} leads but {late}",
                 "It steps down after an election timeout; if no other voter takes over, too few "
                 "voters hear each other: start the missing ones or mend the network.",
             )
@@ -348,12 +457,19 @@ def _about_cluster(view: View) -> Iterator[Finding]:
             )
     elif _newest_ms(view) is not None and view.now_ms - (_newest_ms(view) or 0) <= HERE_SILENT_MS:
         seen = _leaderless(view)
-        advice = (
-            "Start the missing voters: nothing is lost, and they go on where they were."
-            if seen.state == "no quorum"
-            else "An election takes about a second. If it lasts, too few voters hear each other."
-        )
-        yield Finding("bad", seen.state.replace(" ", "_"), "cluster", seen.words, advice)
+        told = seen.words.removeprefix("degraded: ")
+        code = seen.state.replace(" ", "_")
+        if seen.state == "no quorum":
+            advice = "Start the missing voters: nothing is lost, and they go on where they were."
+        elif seen.state == "no leader":
+            advice = "An election takes about a second. If it lasts, too few hear each other."
+        else:
+            code = "leader_unheard"
+            advice = (
+                "Its multicast does not reach this machine, and that of the others does: check its "
+                "[stream] interface and ttl, and the switches between."
+            )
+        yield Finding(seen.level, code, "cluster", told, advice)
     begun = [
         each
         for each in view.spans
@@ -479,27 +595,10 @@ def _about_voter(
             "Commits wait for it whenever it is needed for a majority. Is something else writing "
             "there? A disk of its own for the journal helps: `journal_directory`.",
         )
-    if leader is not None and leader is not voter and missed_ms(view, leader, voter) is None:
-        if digest.quorum_age_ms > PEER_SILENT_MS + silent_after_ms(leader):
-            yield Finding(
-                "warn",
-                "one_way",
-                name,
-                f"does not hear the leader for {words.age(digest.quorum_age_ms)}, and the leader "
-                "hears it",
-                "Its network lets packets out and none in: check firewall and routes there.",
-            )
-        span = _open_span(view, voter.voter)
-        asks = digest.role in ("polling", "candidate") and span is not None
-        if asks and span is not None and view.now_ms - span.from_ms > ELECTION_PATIENCE_MS:
-            yield Finding(
-                "warn",
-                "voter_alone",
-                name,
-                f"looks for a leader for {words.age(view.now_ms - span.from_ms)} while voter "
-                f"{leader.voter} leads",
-                "It does not hear the leader: check its network.",
-            )
+    if leader is not None and missed_ms(view, leader, voter) is None:
+        hindrance = _hindrance(view, leader, voter)
+        if hindrance is not None:
+            yield hindrance
     if digest.time_ms and voter.heard_ms is not None:
         apart_ms = digest.time_ms - voter.heard_ms
         if abs(apart_ms) > CLOCK_APART_MS:
@@ -558,8 +657,12 @@ def _about_listeners(view: View) -> Iterator[Finding]:
             "It keeps up by repairs. Its network loses packets, or its machine drops them: `trex "
             "doctor` there tells; net.core.rmem_max may be too small.",
         )
-    names = Counter(name for (name, _), each in view.listeners.items() if not each.silent)
-    for name, number in sorted(names.items()):
+    names: dict[str, list[ListenerView]] = {}
+    for (name, _), each in view.listeners.items():
+        if not each.silent:
+            names.setdefault(name, []).append(each)
+    for name in sorted(name for name, same in names.items() if len(same) > 1):
+        number = _at_once(names[name])
         if number > 1:
             yield Finding(
                 "warn",
@@ -568,6 +671,24 @@ def _about_listeners(view: View) -> Iterator[Finding]:
                 f"is the name of {number} listeners at once",
                 "Give each its own name, or its rows in SQL and here cannot be told apart.",
             )
+
+
+def _at_once(same: Sequence[ListenerView]) -> int:
+    """How many of these, of one name, ran at the same time: each was heard after another began. One
+    that was killed and started again did not."""
+    live = same[:SAME_MAX]
+    begun = {
+        each.report.instance: each.heard_ms - max(0, each.report.uptime_s) * 1_000 for each in live
+    }
+    return sum(
+        any(
+            one is not other
+            and one.heard_ms > begun[other.report.instance]
+            and other.heard_ms > begun[one.report.instance]
+            for other in live
+        )
+        for one in live
+    )
 
 
 def _listeners(
@@ -659,9 +780,12 @@ def explain_voter(view: View, voter: int) -> str:
             f"{_plain(digest.version)}."
         )
         if leader is known:
+            quorum_ms = _quorum_age_ms(view, known)
+            since = "has not answered it yet"
+            if quorum_ms is not None:
+                since = f"answered it {words.age(quorum_ms)} ago"
             lines.append(
-                f"A quorum answered it {words.age(_quorum_age_ms(view, known))} ago; commits take "
-                f"{words.micros(digest.commit_p50_us)} (median), "
+                f"A quorum {since}; a commit takes {words.micros(digest.commit_p50_us)} (median), "
                 f"{words.micros(digest.commit_p99_us)} (p99)."
             )
     span = _open_span(view, voter)
