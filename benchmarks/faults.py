@@ -47,6 +47,8 @@ HOLD_S = 3.0
 HEAL_S = 90.0
 """By then all must be well again."""
 START_S = 60.0
+NOTHING_GOES = ("no leader", "no quorum", "unknown")
+"""The verdicts that call nothing well."""
 AFTERMATH = ("elections", "boot_loop")
 """Findings that count what happened within a minute."""
 JOURNAL = {"segment_bytes": 4 << 20, "free_bytes_min": 16 << 20}
@@ -239,10 +241,12 @@ Heal = Callable[[], Awaitable[None]]
 
 @dataclass
 class Harm:
-    """A fault in force: when it counts as told, and how it is healed."""
+    """A fault in force: when it counts as told, how it is healed, and what must be told all the
+    time after that (None: the same)."""
 
     said: Said
     heal: Heal
+    kept: Said | None = None
 
 
 @dataclass
@@ -281,7 +285,7 @@ async def measure(stage: Stage, fault: Fault, *, hold_s: float = HOLD_S, whole: 
     not ``whole``, after it was told; from then on it must be told all the time."""
     row = Row(fault.name, fault.bound_s)
     watch = stage.watch
-    before = await watch.until(lambda look: look.well, HEAL_S)
+    before = await watch.until(lambda look: look.over, HEAL_S)
     if before is None:
         row.left = f"not well before it: {watch.looks[-1].words}"
         return row
@@ -298,7 +302,8 @@ async def measure(stage: Stage, fault: Fault, *, hold_s: float = HOLD_S, whole: 
     await watch.until(lambda each: each.at_s >= since_s + hold_s, HEAL_S)
     during = [each for each in watch.looks[first:] if each.at_s > since_s]
     row.looks = len(during)
-    row.falsely_healthy = sum(not harm.said(each) for each in during)
+    kept = harm.kept or harm.said
+    row.falsely_healthy = sum(not kept(each) for each in during)
     await harm.heal()
     healed_s = time.monotonic()
     look = await watch.until(lambda each: each.over and not harm.said(each), HEAL_S)
@@ -316,7 +321,7 @@ def ill(*subjects: str) -> Said:
     """Told if the verdict is not healthy, and once a leader is there, each subject is warned of."""
 
     def said(look: Look) -> bool:
-        if look.verdict.state in ("no leader", "no quorum", "unknown"):
+        if look.verdict.state in NOTHING_GOES:
             return True
         return look.verdict.state != "healthy" and all(map(look.warns, subjects))
 
@@ -348,13 +353,10 @@ def kill(*, leader: bool = False, count: int = 1) -> Callable[[Stage], Awaitable
             for voter in victims:
                 stage.start_voter(voter)
 
-        if len(victims) == len(voters):
-            said = in_state("unknown", "no quorum")
-        elif len(voters) - len(victims) < majority:
-            said = in_state("no quorum")
-        else:
-            said = ill(*(f"voter {voter}" for voter in victims))
-        return Harm(said, heal)
+        if len(voters) - len(victims) < majority:
+            # Until the dead are missed by everybody, those left may seem to be in an election.
+            return Harm(in_state("no quorum", "unknown"), heal, in_state(*NOTHING_GOES))
+        return Harm(ill(*(f"voter {voter}" for voter in victims)), heal)
 
     return strike
 
@@ -513,23 +515,23 @@ async def mixed_versions(stage: Stage) -> Harm:
 
 
 FAULTS = (
-    Fault("leader killed", 1.5, kill(leader=True), doctor=True),
-    Fault("leader stopped (SIGSTOP)", 1.5, pause(leader=True)),
-    Fault("follower killed", 4.0, kill(), doctor=True),
-    Fault("follower stopped (SIGSTOP)", 4.0, pause(leader=False), doctor=True),
-    Fault("two followers killed", 4.0, kill(count=2)),
-    Fault("three followers killed: no quorum", 4.0, kill(count=3), doctor=True),
-    Fault("all five killed", 4.0, kill(count=5), doctor=True),
-    Fault("the dashboard's machine cut off from the stream", 4.0, cut_off, doctor=True),
+    Fault("leader killed", 2.0, kill(leader=True), doctor=True),
+    Fault("leader stopped (SIGSTOP)", 2.0, pause(leader=True)),
+    Fault("follower killed", 2.5, kill(), doctor=True),
+    Fault("follower stopped (SIGSTOP)", 2.5, pause(leader=False), doctor=True),
+    Fault("two followers killed", 2.5, kill(count=2)),
+    Fault("three followers killed: no quorum", 2.5, kill(count=3), doctor=True),
+    Fault("all five killed", 2.5, kill(count=5), doctor=True),
+    Fault("the dashboard's machine cut off from the stream", 3.0, cut_off, doctor=True),
     Fault("listener stopped (SIGSTOP)", 12.0, listener_paused, doctor=True),
     Fault("listener killed", 12.0, listener_killed),
     Fault("listener loses 60 % of the stream", 18.0, listener_lossy),
-    Fault("leader does not reach a follower (one way)", 6.0, leader_not_heard, doctor=True),
-    Fault("follower does not reach the leader (one way)", 6.0, follower_not_heard),
-    Fault("slow disk of a follower (+250 ms a sync)", 12.0, slow_disk, doctor=True),
-    Fault("full disk of a voter", 6.0, full_disk, doctor=True),
-    Fault("voter that restarts again and again", 6.0, restart_loop),
-    Fault("voter of another version", 8.0, mixed_versions, doctor=True),
+    Fault("leader does not reach a follower (one way)", 2.5, leader_not_heard, doctor=True),
+    Fault("follower does not reach the leader (one way)", 2.5, follower_not_heard),
+    Fault("slow disk of a follower (+250 ms a sync)", 8.0, slow_disk, doctor=True),
+    Fault("full disk of a voter", 3.0, full_disk, doctor=True),
+    Fault("voter that restarts again and again", 8.0, restart_loop),
+    Fault("voter of another version", 5.0, mixed_versions, doctor=True),
 )
 
 

@@ -5,6 +5,8 @@ A slice of the matrix that ``benchmarks/faults.py`` measures whole.
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from benchmarks.faults import FAULTS, measure, stage_in
@@ -17,12 +19,11 @@ SLICE = (
     "the dashboard's machine cut off from the stream",
 )
 EXITS = {
-    "leader killed": {1, 4},  # 4 as long as nobody leads yet
-    "follower killed": {1},
-    "three followers killed: no quorum": {4},
-    "listener stopped (SIGSTOP)": {1},
-    "the dashboard's machine cut off from the stream": {1},
+    "follower killed": 1,
+    "three followers killed: no quorum": 4,
+    "the dashboard's machine cut off from the stream": 1,
 }
+"""What the doctor ends with, where it is asked too."""
 
 
 @pytest.mark.slow
@@ -31,11 +32,13 @@ async def test_each_fault_is_said_in_time_never_hidden_and_over_when_healed(tmp_
     faults = {each.name: each for each in FAULTS}
     async with stage_in(tmp_path, listener_count=1) as stage:
         for name in SLICE:
-            row = await measure(stage, faults[name], hold_s=1.0, whole=False)
+            fault = dataclasses.replace(faults[name], doctor=name in EXITS)
+            row = await measure(stage, fault, hold_s=1.0, whole=False)
             print(row)
             assert row.said_s is not None, f"{name}: never said; {row}"
             assert row.said_s <= row.bound_s, f"{name}: said late; {row}"
             assert row.looks > 0 and row.falsely_healthy == 0, f"{name}: hidden; {row}"
             assert row.well_s is not None, f"{name}: healed, but not well; {row}"
-            assert row.doctor["exit"] in EXITS[name], f"{name}: the doctor says otherwise; {row}"
-            assert row.doctor["wrong"], row
+            if fault.doctor:
+                assert row.doctor["exit"] == EXITS[name], f"{name}: the doctor differs; {row}"
+                assert row.doctor["wrong"], row
