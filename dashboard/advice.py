@@ -147,7 +147,14 @@ def _is_good(view: View, leader: VoterView | None, voter: VoterView) -> bool:
         and voter.rolled_ms is None
         and (leader is None or missed_ms(view, leader, voter) is None)
         and _hindrance(view, leader, voter) is None
+        and (leader is not voter or _late_ms(view, leader) == 0)
     )
+
+
+def _late_ms(view: View, leader: VoterView) -> int:
+    """For how long ``leader`` was not heard, if that is too long to call anything healthy."""
+    late_ms = view.now_ms - (leader.heard_ms or 0)
+    return late_ms if late_ms > QUORUM_LATE_MS else 0
 
 
 def _hindrance(view: View, leader: VoterView | None, voter: VoterView) -> Finding | None:
@@ -200,7 +207,8 @@ def _led_since_ms(view: View, leader: VoterView) -> int:
 
 
 def _quorum_age_ms(view: View, leader: VoterView) -> int | None:
-    """How old the newest answer of a quorum to ``leader`` is; None: it has had none."""
+    """How old the newest answer of a quorum was when ``leader`` spoke last; None: it had none. What
+    came since is not known: that its word is late is told as such."""
     digest = leader.digest
     if digest is None or leader.heard_ms is None:
         return None
@@ -208,7 +216,7 @@ def _quorum_age_ms(view: View, leader: VoterView) -> int | None:
         return 0
     if digest.quorum_age_ms < 0:
         return None
-    return digest.quorum_age_ms + max(0, view.now_ms - leader.heard_ms - 100)
+    return digest.quorum_age_ms
 
 
 def _no_quorum_words(quorum_ms: int | None) -> str:
@@ -594,6 +602,14 @@ def _about_voter(
             f"takes {words.micros(p99_us)} (p99) to sync its disk{usual}",
             "Commits wait for it whenever it is needed for a majority. Is something else writing "
             "there? A disk of its own for the journal helps: `journal_directory`.",
+        )
+    if leader is voter and (late_ms := _late_ms(view, voter)):
+        yield Finding(
+            "warn",
+            "leader_late",
+            name,
+            f"leads and is not heard for {words.age(late_ms)}",
+            "It speaks ten times a second. It died just now, or this machine misses what it sends.",
         )
     if leader is not None and missed_ms(view, leader, voter) is None:
         hindrance = _hindrance(view, leader, voter)
