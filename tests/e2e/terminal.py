@@ -94,6 +94,9 @@ class Screen:
                 pass
 
 
+_SIZES = ("COLUMNS", "LINES")
+
+
 class Terminal:
     """``command`` running at a terminal of its own; a context manager that ends it."""
 
@@ -112,12 +115,14 @@ class Terminal:
         self._settings = termios.tcgetattr(theirs)
         self._ours, self._theirs = ours, theirs
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        # These two would be believed rather than the terminal.
+        here = {name: value for name, value in os.environ.items() if name not in _SIZES}
         self.process = subprocess.Popen(
             [*map(str, command)],
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
-            env={**os.environ, "TERM": "xterm-256color", **(environment or {})},
+            env={**here, "TERM": "xterm-256color", **(environment or {})},
             start_new_session=True,
         )
 
