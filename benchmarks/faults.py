@@ -277,19 +277,22 @@ class Row:
     def good(self) -> bool:
         """Whether it was told in time, never hidden, and over when healed."""
         in_time = self.said_s is not None and self.said_s <= self.bound_s
-        return in_time and not self.falsely_healthy and self.well_s is not None
+        return in_time and not self.falsely_healthy and self.well_s is not None and not self.left
 
 
 async def measure(stage: Stage, fault: Fault, *, hold_s: float = HOLD_S, whole: bool = True) -> Row:
     """Do the fault, look, heal, look. It stays in force until ``hold_s`` after its bound, or if
-    not ``whole``, after it was told; from then on it must be told all the time."""
+    not ``whole``, after it was told; from then on it must be told all the time. ``whole`` also
+    waits before until nothing is told of the last minute."""
     row = Row(fault.name, fault.bound_s)
     watch = stage.watch
-    before = await watch.until(lambda look: look.over, HEAL_S)
+    before = await watch.until(lambda look: look.well if whole else look.over, HEAL_S)
     if before is None:
         row.left = f"not well before it: {watch.looks[-1].words}"
         return row
     harm = await fault.strike(stage)
+    if harm.said(before):
+        row.left = f"told before it was done: {before.words}"
     began_s = time.monotonic()
     first = len(watch.looks)
     look = await watch.until(harm.said, fault.bound_s + hold_s)

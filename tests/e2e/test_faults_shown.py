@@ -39,6 +39,7 @@ async def test_each_fault_is_said_in_time_never_hidden_and_over_when_healed(tmp_
             assert row.said_s <= row.bound_s, f"{name}: said late; {row}"
             assert row.looks > 0 and row.falsely_healthy == 0, f"{name}: hidden; {row}"
             assert row.well_s is not None, f"{name}: healed, but not well; {row}"
+            assert not row.left, row
             if fault.doctor:
                 assert row.doctor["exit"] == EXITS[name], f"{name}: the doctor differs; {row}"
                 assert row.doctor["wrong"], row
