@@ -147,7 +147,6 @@ def _is_good(view: View, leader: VoterView | None, voter: VoterView) -> bool:
         and voter.rolled_ms is None
         and (leader is None or missed_ms(view, leader, voter) is None)
         and _hindrance(view, leader, voter) is None
-        and (leader is not voter or _late_ms(view, leader) == 0)
     )
 
 

@@ -277,6 +277,15 @@ def test_a_leader_that_only_the_others_hear_is_no_election():
     assert verdict(view).state == "no leader"
 
 
+def test_what_followers_said_before_their_leader_was_missed_is_no_word_of_its_life():
+    for phase_ms in range(0, 900, 60):
+        world = healthy_world()
+        world.run(phase_ms)
+        world.kill(3)
+        said = verdict(world.run(1_000))
+        assert said.state == "no leader", (phase_ms, said)
+
+
 def test_an_isolated_leader_says_since_when_no_quorum_answers():
     world = healthy_world()
     cut_off_leader(world)

@@ -301,8 +301,10 @@ def test_disks_versions_snapshots_and_lag_are_said_once_each():
     peer.has_room, peer.free_bytes = True, 1 << 30
     world.peers[4].lag = 5_000
     world.run(3_000)
-    world.peers[4].lag = 900  # still no news: it must come well below the bound
+    assert len(said(world.view, "voter 4")) == 1
+    world.peers[4].lag = 900  # no news yet: it must come well below the bound
     world.run(3_000)
+    assert len(said(world.view, "voter 4")) == 1
     world.peers[4].lag = 0
     world.run(3_000)
     assert said(world.view, "voter 2") == [
@@ -325,6 +327,33 @@ def test_slots_that_are_proposed_and_never_fixed_are_counted_from_the_first_of_t
     world.peers[3].stuck = 0
     world.run(200)
     assert world.view.voter(3).stuck_ms in (None, world.view.voter(3).heard_ms)
+
+
+def test_a_leadership_ends_when_the_next_began_and_not_when_that_was_heard():
+    world = healthy_world()
+    others = [each for each in world.peers if each != 3]
+    world.deaf = {(3, each) for each in others} | {(each, 3) for each in others}
+    world.lost = set(others)
+    world.run(500)
+    began_ms = world.now_ms - START_MS
+    world.lead(2, 18)
+    world.run(400)
+    world.lost = set()
+    view = world.run(1_000)
+    whole(view)
+    assert lane(view, 3)[-1] == ("leader", 0, began_ms)
+    assert lane(view, 2)[-1] == ("leader", began_ms, None)
+
+
+def test_ages_that_contradict_each_other_make_no_spans_that_overlap():
+    world = World()
+    world.lead(3, 17)
+    peer = world.peers[3]
+    later = msgspec.structs.replace(peer.transitions[0][1], number=2, role="follower")
+    peer.transitions = [(START_MS, peer.transitions[0][1]), (START_MS - 9_000, later)]
+    view = world.run(1_000)
+    whole(view)
+    assert [each.from_ms for each in view.spans if each.voter == 3][:2] == [START_MS, START_MS]
 
 
 # --- the past -----------------------------------------------------------------------------------
