@@ -329,8 +329,7 @@ def _unknown(view: View, newest_ms: int | None) -> Verdict:
         return Verdict(level, "unknown", text, 0, 0)
     text = (
         f"unknown: no voter is heard for {words.age(view.now_ms - newest_ms)}: either all are down "
-        "or this "
-        "machine is cut off; all that is shown is that old"
+        "or this machine is cut off; all that is shown is that old"
     )
     return Verdict("bad", "unknown", text, 0, 0)
 
