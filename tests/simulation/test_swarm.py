@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from tests.simulator.swarm import run_seeds, summary
 
 SEEDS = 1_000
@@ -35,9 +37,14 @@ AT_LEAST = {
 """About half of what the seeds from 0 go through."""
 
 
-def test_swarm(request, capsys):
-    first = request.config.getoption("--seed")
-    runs = request.config.getoption("--runs") or SEEDS
+SLICES = 8
+"""Tests the seeds are cut into, so that all workers have a share of them."""
+
+
+@pytest.mark.parametrize("part", range(SLICES))
+def test_swarm(request, capsys, part):
+    runs = (request.config.getoption("--runs") or SEEDS) // SLICES
+    first = request.config.getoption("--seed") + part * runs
     began = time.monotonic()
     totals, failures = run_seeds(first, runs, EVENTS)
     with capsys.disabled():

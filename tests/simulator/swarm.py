@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 from collections import Counter
+from collections.abc import Iterable
+from contextlib import ExitStack
 from functools import partial
 
 from tests.simulator.observer import Violation
@@ -26,15 +28,22 @@ def run_one(seed: int, events: int) -> tuple[Counter[str], str]:
     return counts, ""
 
 
-def run_seeds(first: int, count: int, events: int, jobs: int = 2) -> tuple[Counter[str], list[str]]:
-    """Sums over all seeds (maxima for names with "worst"), and the violations."""
+def run_seeds(first: int, count: int, events: int, jobs: int = 1) -> tuple[Counter[str], list[str]]:
+    """Sums over all seeds (maxima for names with "worst"), and the violations.
+
+    One job is this process. More are processes of their own, spawned: a fork of a process that has
+    threads and signal handlers, as one that runs tests has, may never end.
+    """
     totals: Counter[str] = Counter()
     failures = []
-    with multiprocessing.get_context("fork").Pool(jobs) as pool:
-        seeds = range(first, first + count)
-        for counts, failure in pool.imap_unordered(
-            partial(run_one, events=events), seeds, CHUNK_SEEDS
-        ):
+    seeds = range(first, first + count)
+    one = partial(run_one, events=events)
+    with ExitStack() as stack:
+        outcomes: Iterable[tuple[Counter[str], str]] = map(one, seeds)
+        if jobs > 1:
+            pool = stack.enter_context(multiprocessing.get_context("spawn").Pool(jobs))
+            outcomes = pool.imap_unordered(one, seeds, CHUNK_SEEDS)
+        for counts, failure in outcomes:
             for name, number in counts.items():
                 if name.startswith("worst"):
                     totals[name] = max(totals[name], number)
