@@ -43,6 +43,8 @@ HERE_SILENT_MS: Final = 1_500
 voters are down."""
 PEER_SILENT_MS: Final = 500
 """A leader that has not heard a voter for so long misses it: each heartbeat (80 ms) is answered."""
+SPEAKS_MS: Final = 1_000
+"""Every voter speaks on the stream more often than that."""
 QUORUM_LATE_MS: Final = 400
 """A leader's answer of a quorum that is older than this is late: five heartbeats went without."""
 STUCK_MS: Final = 1_000
@@ -259,6 +261,23 @@ def _ids(voters: Sequence[VoterView]) -> str:
     return f"voters {', '.join(names[:-1])} and {names[-1]}" if names else "no voter"
 
 
+def _lost(view: View, voter: VoterView) -> bool:
+    """There is no leader; the last one does not hear ``voter``, which it asked for its vote or had
+    an answer of ten times a second, and it missed its own heartbeat here. Both together are known
+    before it is silent for long enough to be called so by its silence here alone."""
+    last = max(
+        (each for each in view.spans if each.role == "leader" and each.to_ms is not None),
+        key=lambda each: each.to_ms or 0,
+        default=None,
+    )
+    witness = None if last is None else view.voter(last.voter)
+    if witness is None or witness is voter or not heard_now(view, witness):
+        return False
+    ms = missed_ms(view, witness, voter)
+    late_ms = view.now_ms - (view.since_ms if voter.heard_ms is None else voter.heard_ms)
+    return ms is not None and late_ms > SPEAKS_MS
+
+
 def _leaderless_ms(view: View) -> int:
     """For how long there has been no leader."""
     ended = [each.heard_ms for each in view.voters if each.tip and each.tip.leading]
@@ -344,7 +363,7 @@ def _leaderless(view: View) -> Verdict:
             f"{_ids(told)}, but it is not heard here"
         )
         return Verdict("warn", "degraded", text, ballot.voter, can_lose)
-    heard = [each for each in view.voters if heard_now(view, each)]
+    heard = [each for each in view.voters if heard_now(view, each) and not _lost(view, each)]
     missing = [each for each in view.voters if each not in heard]
     need = majority_of(view)
     if len(heard) < need:

@@ -212,8 +212,8 @@ class DashApp(App[None]):
     def show(self) -> None:
         """Draw the view: the frame and the visible pane."""
         feed, view = self.feed, self.view
-        if self._leaving.is_set() or not self._main.query(Top):
-            return
+        if self._leaving.is_set() or not self.screen_stack or not self._main.query(Top):
+            return  # nothing is drawn yet, or nothing any more
         top, trouble = self._main.query_one(Top), self._main.query_one(Trouble)
         width = max(20, self.size.width)
         if feed is None:
