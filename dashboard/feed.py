@@ -766,7 +766,7 @@ class _Replay:
             frame = self._next
             while frame.at_ms >= grid_ms:
                 await self._settle(grid_ms)
-                grid_ms = (max(frame.at_ms, grid_ms) // GRID_MS + 1) * GRID_MS
+                grid_ms += GRID_MS
                 waiting = 0
             await self._put(frame)
             self._next = next(self._frames, None)
@@ -795,6 +795,7 @@ class _Replay:
                 " does not follow from the one before"
             )
         self._inbox.look(self.listener)
+        self._inbox.add(Clock(self._tape.now_ms))  # what silence means is told when it was so
         self._reached_ms = at_ms
 
     async def _put(self, frame: Frame) -> None:
