@@ -89,6 +89,10 @@ FORMAT: Final = 1
 """Version of the tables; a file of a newer one is refused."""
 MEMORY_BYTES: Final = 256 << 20
 """DuckDB's memory limit, the store's and the users' queries together, in bytes."""
+ROW_GROUP_ROWS: Final = 2048
+"""Rows of a table that are written together, the least DuckDB knows. A checkpoint holds the last
+group of each table in memory, whole: with its own 122,880 rows, ``history`` of values of 4 KiB
+would outgrow MEMORY_BYTES, and the store would be lost for this process."""
 BATCH_SLOTS_MAX: Final = 2048
 """Most slots in one transaction."""
 BATCH_BYTES_MAX: Final = 8 << 20
@@ -521,7 +525,7 @@ class Store:
         queries and return when they let go."""
         self._root = root
         self._root_lock = threading.Lock()
-        self._writer = root.cursor()
+        self._writer = self.connect()
         self._prepared = False
         self._slot = 0
         self._chain = b""
@@ -553,7 +557,7 @@ class Store:
                 if not path.exists():
                     _make(path, cluster_id, name)
                 root = duckdb.connect(
-                    str(path),
+                    ":memory:",
                     config={
                         "threads": threads,
                         "memory_limit": f"{memory_bytes}B",
@@ -565,6 +569,12 @@ class Store:
                         "python_enable_replacements": "false",
                     },
                 )
+                try:
+                    quoted = str(path).replace("'", "''")
+                    root.execute(f"ATTACH '{quoted}' AS store (ROW_GROUP_SIZE {ROW_GROUP_ROWS})")
+                except BaseException:
+                    root.close()
+                    raise
             except (duckdb.Error, OSError) as error:
                 raise _not_opened(path, error) from error
             try:
@@ -670,7 +680,9 @@ class Store:
     def connect(self) -> duckdb.DuckDBPyConnection:
         """A connection for one user query; the caller closes it. Any thread may call this."""
         with self._root_lock:
-            return self._root.cursor()
+            connection = self._root.cursor()
+        connection.execute("USE store")
+        return connection
 
     def close(self) -> None:
         """Close the file. No query may be running (``sql.Queries.close`` first)."""
@@ -714,6 +726,8 @@ class Store:
         self._writer.commit()
 
     def _prepare(self) -> None:
+        self._writer.close()  # or is closed: a transaction failed
+        self._writer = self.connect()
         for table in (*_STATE_TABLES, *_LOG_TABLES):
             self._writer.execute(table.prepare)
         self._prepared = True
@@ -824,7 +838,6 @@ class Store:
             # Not rolled back but closed: without memory a rollback may fail too, and a connection
             # left in an aborted transaction would refuse all that follows.
             self._writer.close()
-            self._writer = self.connect()
             self._prepared = False
             raise
 

@@ -298,6 +298,20 @@ def test_what_does_not_fit_the_memory_limit_fails_clearly_and_changes_nothing(pa
     assert_holds(again, feed)
 
 
+def test_history_far_larger_than_the_memory_limit_is_no_trouble(path):
+    feed = Feed(1)
+    store = Store.open(path, CLUSTER_ID, "one", memory_bytes=96 << 20)
+    store.write(feed.batch(feed.start()))
+    for _ in range(30):  # 59 MiB of values, each of them in history twice
+        values = [feed.random.randbytes(2048).hex() for _ in range(500)]
+        commands = [ConfigPut(f"k{n % 50}", value) for n, value in enumerate(values)]
+        store.write(feed.batch([feed.command(each) for each in commands]))
+    again = reopened(store)
+    assert again.slot == feed.slot
+    with again.connect() as connection:
+        assert connection.execute("SELECT count(*) FROM history").fetchone()[0] >= 30 * 500
+
+
 # --- opening ----------------------------------------------------------------------------------
 
 
