@@ -521,4 +521,15 @@ LEARNER_MUTANTS: Final = (
         ),
         seeds=40,
     ),
+    Mutant(
+        "early-runs-wait-after-a-snapshot",
+        "what came early stays kept when a snapshot reaches up to it, and nothing is asked for",
+        (
+            (
+                "            self.set(heard_ms=self.now)\n            self.take_kept()\n",
+                "            self.set(heard_ms=self.now)\n",
+            ),
+        ),
+        seeds=10,
+    ),
 )
