@@ -21,18 +21,14 @@ from dashboard.app import DashApp
 from dashboard.feed import open_replay
 from dashboard.sqltext import History, Schema, complete, filled, history_path, tokens, uses_slot
 from dashboard.view import View
+from dashboard.widgets import results
 from dashboard.widgets import sql as pane_module
 from dashboard.widgets.lines import Lines
 from dashboard.widgets.pane import Subject
-from dashboard.widgets.sql import (
-    QUESTIONS,
-    Prompt,
-    Questions,
-    ResultTable,
-    SlotSlider,
-    SqlPane,
-    advice_on,
-)
+from dashboard.widgets.prompt import Prompt
+from dashboard.widgets.results import ResultTable
+from dashboard.widgets.slider import SlotSlider
+from dashboard.widgets.sql import QUESTIONS, Questions, SqlPane, advice_on
 from listeners import NoStoreError, open_listener
 from listeners.sql import (
     QueryResult,
@@ -277,9 +273,9 @@ async def test_nothing_is_drawn_beyond_the_rows_to_be_seen(tmp_path, monkeypatch
     async with running(tmp_path, put("a", "b")) as at:
         await at.ask("SELECT range AS n FROM range(10_000)")
         drawn = []
-        real = pane_module.one_line
+        real = results.one_line
         monkeypatch.setattr(
-            pane_module, "one_line", lambda value, kind="": drawn.append(value) or real(value, kind)
+            results, "one_line", lambda value, kind="": drawn.append(value) or real(value, kind)
         )
         await at.press("escape", "pagedown")
         at.app.tick()
