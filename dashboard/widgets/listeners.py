@@ -23,6 +23,7 @@ from textual.widgets import Input
 
 from dashboard.feed import Feed
 from dashboard.view import ListenerView, View
+from dashboard.widgets.ask import Ask
 from dashboard.widgets.lines import STYLES, Line, Lines, Piece, cut, wrap
 from dashboard.widgets.pane import Pane, Subject
 from dashboard.widgets.rows import GUTTER, Cell, Column, RowTable, cursor_style, line_of
@@ -338,7 +339,7 @@ One character for each listener, in order of name, so that each keeps its place:
         super().__init__(id=id)
         self._table: Final[RowTable[Key]] = RowTable(COLUMNS)
         self._map: Final = HeatMap()
-        self._filter: Final = Input(placeholder="names that begin with…", compact=True)
+        self._filter: Final = Ask("names that begin with…")
         self._summary: Final = Lines(classes="summary")
         self._detail: Final = Lines(classes="detail")
         self._view = View()
@@ -365,7 +366,6 @@ One character for each listener, in order of name, so that each keeps its place:
 
     def on_mount(self) -> None:
         """Begin with the table."""
-        self._filter.display = False
         self._map.display = False
 
     # --- what is shown
@@ -516,8 +516,7 @@ One character for each listener, in order of name, so that each keeps its place:
             names = ", ".join(line_of(name) for name in sorted(self._twice)[:3])
             words.append(f"! same name twice: {names}")
         if self._filter.value:
-            shown = plural(len(self._standings), "name begins", "names begin")
-            words.append(f"{shown} with {line_of(self._filter.value)!r}")
+            words.append(self._filter.told(len(self._standings), "name begins", "names begin"))
         return "   ".join(words)
 
     def _tell_detail(self) -> None:
@@ -592,13 +591,11 @@ One character for each listener, in order of name, so that each keeps its place:
 
     def action_filter(self) -> None:
         """Ask for the beginning of names."""
-        self._filter.display = True
-        self._filter.focus()
+        self._filter.ask()
 
     def action_unfilter(self) -> None:
         """All names again."""
-        self._filter.value = ""
-        self._filter.display = False
+        self._filter.forget()
         self._focus_list()
         self._draw()
 
@@ -610,7 +607,7 @@ One character for each listener, in order of name, so that each keeps its place:
     @on(Input.Submitted)
     def _filter_done(self, event: Input.Submitted) -> None:
         event.stop()
-        self._filter.display = bool(self._filter.value)
+        self._filter.settle()
         self._focus_list()
 
     def _focus_list(self) -> None:

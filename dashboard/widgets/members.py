@@ -30,6 +30,7 @@ from dashboard.placement import (
     token_text,
 )
 from dashboard.view import View
+from dashboard.widgets.ask import Ask
 from dashboard.widgets.lines import Line, Lines, Piece, cut, width_of, wrap
 from dashboard.widgets.pane import Pane, Subject
 from dashboard.widgets.ring import RingPicture, legend
@@ -151,8 +152,8 @@ the band selects its owner.
         self._moves: Final = Lines(classes="moves")
         self._summary: Final = Lines(classes="summary")
         self._detail: Final = Lines(classes="detail")
-        self._filter: Final = Input(placeholder="ids that begin with…", compact=True)
-        self._key: Final = Input(placeholder="a key: who owns it?", compact=True)
+        self._filter: Final = Ask("ids that begin with…")
+        self._key: Final = Ask("a key: who owns it?")
         self._left: Final = Vertical(
             self._picture, self._legend, self._moves, classes="members-left"
         )
@@ -178,11 +179,6 @@ the band selects its owner.
                 yield self._table
                 yield self._key
                 yield self._detail
-
-    def on_mount(self) -> None:
-        """Nothing is asked for yet."""
-        self._filter.display = False
-        self._key.display = False
 
     # --- what is shown
 
@@ -300,8 +296,7 @@ the band selects its owner.
                 return "working out the ring…"
             return f"shown as of slot {count(placement.state.slot)}; working out the newest…"
         if self._filter.value:
-            shown = plural(len(self._rows), "id begins", "ids begin")
-            return f"{shown} with {line_of(self._filter.value)!r}"
+            return self._filter.told(len(self._rows), "id begins", "ids begin")
         ring = placement.ring
         zones = plural(sum(1 for zone in placement.zones if zone), "zone")
         copies = plural(ring.settings.replication_factor, "copy", "copies")
@@ -450,13 +445,11 @@ the band selects its owner.
 
     def action_filter(self) -> None:
         """Ask for the beginning of ids."""
-        self._filter.display = True
-        self._filter.focus()
+        self._filter.ask()
 
     def action_key(self) -> None:
         """Ask for a key."""
-        self._key.display = True
-        self._key.focus()
+        self._key.ask()
         self._tell_detail()
 
     def action_picture(self) -> None:
@@ -467,11 +460,9 @@ the band selects its owner.
     def action_back(self) -> None:
         """Leave what is asked: first the key, then the filter."""
         if self._key.display:
-            self._key.value = ""
-            self._key.display = False
+            self._key.forget()
         else:
-            self._filter.value = ""
-            self._filter.display = False
+            self._filter.forget()
         self._table.focus()
         self._draw()
 
@@ -487,7 +478,7 @@ the band selects its owner.
     def _typed_all(self, event: Input.Submitted) -> None:
         event.stop()
         if event.input is self._filter:
-            self._filter.display = bool(self._filter.value)
+            self._filter.settle()
         self._table.focus()
 
 

@@ -97,7 +97,7 @@ class RowTable(ScrollView, Generic[K], can_focus=True):
     ]
 
     class Moved(Message):
-        """The cursor is on another row."""
+        """Another row is the selected one: the cursor moved, or other rows are shown."""
 
         def __init__(self, table: RowTable[Any]) -> None:
             super().__init__()
@@ -147,6 +147,7 @@ class RowTable(ScrollView, Generic[K], can_focus=True):
     ) -> None:
         """Show ``rows``, each as ``cells(key)`` says, one cell for each column. ``order`` names the
         column they are sorted by, and whether descending."""
+        before = self.selected
         if rows is not self._rows:
             counted = len(rows) != len(self._rows)
             self._rows = rows
@@ -154,6 +155,8 @@ class RowTable(ScrollView, Generic[K], can_focus=True):
                 self.virtual_size = Size(0, len(rows) + 1)
         self._cells = cells
         self._place_cursor()
+        if self.selected != before:
+            self.post_message(self.Moved(self))
         if order != self._sorted:
             self._sorted = order
             self._redraw(0)
@@ -195,7 +198,6 @@ class RowTable(ScrollView, Generic[K], can_focus=True):
         if self._cursor != before:
             for at in (before, self._cursor):
                 self._redraw(at - self.scroll_offset.y + 1)
-            self.post_message(self.Moved(self))
 
     # --- moving
 
