@@ -368,6 +368,11 @@ One character for each listener, in order of name, so that each keeps its place:
         """Begin with the table."""
         self._map.display = False
 
+    def on_resize(self) -> None:
+        """Other words fit now."""
+        if self._seen:
+            self.call_after_refresh(self._draw)
+
     # --- what is shown
 
     def show(self, view: View, feed: Feed) -> None:
