@@ -136,24 +136,26 @@ def _read_cluster(path: Path | None) -> ClusterConfig:
 async def _run(
     cluster: ClusterConfig, name: str, directory: Path, status_interval_s: float
 ) -> None:
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with open_listener(cluster, name=name, directory=directory) as listener:
-            contain_memory(MEMORY_MARGIN_BYTES)
-            gc.collect()
-            gc.freeze()
-            gc.set_threshold(GC_OBJECTS, 20, 50)
-            async with anyio.create_task_group() as tasks:
-                socket = await tasks.start(listener.serve_sql)
-                _say("listener.started", name=name, applied=listener.applied, sql=str(socket))
-                if status_interval_s:
-                    tasks.start_soon(_tell_status, listener, directory, status_interval_s)
-                async for number in signals:
-                    _say("listener.stop.asked", name=name, signal=number.name)
-                    break
-                tasks.cancel_scope.cancel()
-        _write_status(listener, directory)
-        _say("listener.stopped", **msgspec.to_builtins(listener.status))
-    gc.unfreeze()  # else DuckDB's objects outlive its module, and it complains
+    try:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with open_listener(cluster, name=name, directory=directory) as listener:
+                contain_memory(MEMORY_MARGIN_BYTES)
+                gc.collect()
+                gc.freeze()
+                gc.set_threshold(GC_OBJECTS, 20, 50)
+                async with anyio.create_task_group() as tasks:
+                    socket = await tasks.start(listener.serve_sql)
+                    _say("listener.started", name=name, applied=listener.applied, sql=str(socket))
+                    if status_interval_s:
+                        tasks.start_soon(_tell_status, listener, directory, status_interval_s)
+                    async for number in signals:
+                        _say("listener.stop.asked", name=name, signal=number.name)
+                        break
+                    tasks.cancel_scope.cancel()
+            _write_status(listener, directory)
+            _say("listener.stopped", **msgspec.to_builtins(listener.status))
+    finally:
+        gc.unfreeze()  # else DuckDB's objects outlive its module, and it complains
 
 
 async def _tell_status(listener: Listener, directory: Path, interval_s: float) -> None:

@@ -17,7 +17,7 @@ Message tree::
 
 from __future__ import annotations
 
-from typing import Final, TypeAlias
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
@@ -58,6 +58,10 @@ assert VALUE_BYTES_MAX * 2 < TCP_BODY_BYTES_MAX, "two values must fit one TCP fr
 assert VALUE_BYTES_MAX <= WINDOW_BYTES_MAX, "one value must fit the window"
 assert RUN_SLOTS_MAX <= WINDOW_SLOTS_MAX, "one run must fit the window"
 
+Number: TypeAlias = Annotated[int, msgspec.Meta(ge=-1, le=(1 << 63) - 1)]
+"""A slot, a count, an age: decoding refuses what eight bytes of a store could not hold. Negative
+only where the field says that -1 means none."""
+
 
 # --- values ---------------------------------------------------------------------------------
 
@@ -68,9 +72,9 @@ class Ballot(msgspec.Struct, frozen=True, order=True, array_like=True, gc=False)
     Source: PMS §2.2 (proposal numbers); uniqueness from the voter id.
     """
 
-    era: int = 0
-    round: int = 0
-    voter: int = 0
+    era: Number = 0
+    round: Number = 0
+    voter: Number = 0
 
     def __str__(self) -> str:
         return f"{self.era}.{self.round}.{self.voter}"
@@ -153,8 +157,8 @@ def message_tag(body: bytes) -> int:
 class Pairs(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Slots ``first``..``last`` (inclusive) held as accepted at ``ballot``; no values."""
 
-    first: int
-    last: int
+    first: Number
+    last: Number
     ballot: Ballot
 
 
@@ -162,9 +166,9 @@ class Tip(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a leader announces: all slots up to ``fixed`` are fixed, the chain there is ``chain``,
     and it counted ``counted``..``fixed`` at its own ballot (empty if counted > fixed)."""
 
-    fixed: int
+    fixed: Number
     chain: bytes
-    counted: int
+    counted: Number
 
 
 # --- voter to voter -------------------------------------------------------------------------
@@ -173,24 +177,24 @@ class Tip(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Poll(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
     """Pre-vote: "do you hear a leader?" ``attempt`` is echoed. Changes nothing durable."""
 
-    attempt: int
-    fixed: int
+    attempt: Number
+    fixed: Number
 
 
 class PollAnswer(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
     """Answer to a :class:`Poll`: whether a leader is heard, highest promise, fixed slot."""
 
-    attempt: int
+    attempt: Number
     hears: bool
     promised: Ballot
-    fixed: int
+    fixed: Number
 
 
 class Prepare(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
     """Phase 1(a) for all slots from ``first``. Source: PMS §2.2, §3."""
 
     ballot: Ballot
-    first: int
+    first: Number
 
 
 class Promise(msgspec.Struct, frozen=True, array_like=True, tag=4, gc=False):
@@ -198,8 +202,8 @@ class Promise(msgspec.Struct, frozen=True, array_like=True, tag=4, gc=False):
     ``last`` is 0; ``accepted`` names what is held there, in order, without values."""
 
     ballot: Ballot
-    first: int
-    last: int
+    first: Number
+    last: Number
     accepted: tuple[Pairs, ...]
 
 
@@ -207,7 +211,7 @@ class Accept(msgspec.Struct, frozen=True, array_like=True, tag=5, gc=False):
     """Phase 2(a) for the run of slots from ``first``, with the leader's tip."""
 
     ballot: Ballot
-    first: int
+    first: Number
     values: tuple[bytes, ...]
     tip: Tip
 
@@ -216,8 +220,8 @@ class Accepted(msgspec.Struct, frozen=True, array_like=True, tag=6, gc=False):
     """Phase 2(b): the sender accepted ``first``..``last`` at ``ballot``, durably."""
 
     ballot: Ballot
-    first: int
-    last: int
+    first: Number
+    last: Number
 
 
 class Refused(msgspec.Struct, frozen=True, array_like=True, tag=7, gc=False):
@@ -226,7 +230,7 @@ class Refused(msgspec.Struct, frozen=True, array_like=True, tag=7, gc=False):
 
     ballot: Ballot
     promised: Ballot
-    fixed: int
+    fixed: Number
 
 
 class Heartbeat(msgspec.Struct, frozen=True, array_like=True, tag=8, gc=False):
@@ -234,18 +238,18 @@ class Heartbeat(msgspec.Struct, frozen=True, array_like=True, tag=8, gc=False):
     the age of the last answer of an accept quorum, in ticks."""
 
     ballot: Ballot
-    beat: int
+    beat: Number
     tip: Tip
-    quorum_age_ticks: int
+    quorum_age_ticks: Number
 
 
 class HeartbeatAck(msgspec.Struct, frozen=True, array_like=True, tag=9, gc=False):
     """Answer to a heartbeat: fixed slot, highest accepted slot, whether the disk has room."""
 
     ballot: Ballot
-    beat: int
-    fixed: int
-    last_accepted: int
+    beat: Number
+    fixed: Number
+    last_accepted: Number
     has_room: bool = True
 
 
@@ -260,7 +264,7 @@ class Fetched(msgspec.Struct, frozen=True, array_like=True, tag=11, gc=False):
     """Values of exactly (``first``.., ``accepted_at``), for the candidate of ``ballot``. TCP."""
 
     ballot: Ballot
-    first: int
+    first: Number
     accepted_at: Ballot
     values: tuple[bytes, ...]
 
@@ -274,7 +278,7 @@ class HandOver(msgspec.Struct, frozen=True, array_like=True, tag=12, gc=False):
 class ChainReport(msgspec.Struct, frozen=True, array_like=True, tag=13, gc=False):
     """The sender's chain at ``slot``, a multiple of CHAIN_CHECK_SLOTS."""
 
-    slot: int
+    slot: Number
     chain: bytes
 
 
@@ -282,15 +286,15 @@ class Fenced(msgspec.Struct, frozen=True, array_like=True, tag=14, gc=False):
     """The receiver of this must stop: its journal is not the one the cluster knows.
     ``reason``: 1 foreign incarnation, 2 boot number below the one known (rolled-back disk)."""
 
-    reason: int
-    expected: int
+    reason: Number
+    expected: Number
 
 
 class CatchUp(msgspec.Struct, frozen=True, array_like=True, tag=15, gc=False):
     """An instruction to the sender's own shell: catch up from ``first`` at voter ``Send.to``
     over TCP. It never crosses the wire."""
 
-    first: int
+    first: Number
 
 
 PeerMessage: TypeAlias = (
@@ -324,10 +328,10 @@ class StreamRun(msgspec.Struct, frozen=True, array_like=True, tag=40, gc=False):
     ``tip_chain`` are the sender's newest fixed slot. ``repair`` marks an answer to a request."""
 
     ballot: Ballot
-    first: int
+    first: Number
     chain_before: bytes
     values: tuple[bytes, ...]
-    tip_slot: int
+    tip_slot: Number
     tip_chain: bytes
     repair: bool = False
 
@@ -348,17 +352,17 @@ class ListenerReport(
     """
 
     name: str
-    instance: int
-    applied: int
-    stored: int
-    tip: int
-    behind_ms: int
+    instance: Number
+    applied: Number
+    stored: Number
+    tip: Number
+    behind_ms: Number
     ready: bool
-    gaps: int
-    repairs: int
-    catchups: int
-    resets: int
-    uptime_s: int
+    gaps: Number
+    repairs: Number
+    catchups: Number
+    resets: Number
+    uptime_s: Number
     version: str
     leaving: bool = False
 
@@ -366,7 +370,7 @@ class ListenerReport(
 class ListenerSeen(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A report as a voter remembers it: heard ``age_ms`` milliseconds before the digest."""
 
-    age_ms: int
+    age_ms: Number
     report: ListenerReport
 
 
@@ -374,10 +378,10 @@ class ListenerDigest(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The listeners as one voter knows them: how many, how many of them are behind or silent, the
     largest lag in slots, and a few rows; successive digests show all of them in turn."""
 
-    known: int = 0
-    behind: int = 0
-    silent: int = 0
-    lag_max: int = 0
+    known: Number = 0
+    behind: Number = 0
+    silent: Number = 0
+    lag_max: Number = 0
     rows: tuple[ListenerSeen, ...] = ()
 
 
@@ -386,12 +390,12 @@ class Transition(msgspec.Struct, frozen=True, array_like=True, gc=False):
     that tells it.  ``ballot`` is the one stood or led under, or followed; ``leader`` is the voter
     followed then (0: none), ``why`` says the reason in words."""
 
-    number: int
-    age_ms: int
+    number: Number
+    age_ms: Number
     role: str
     ballot: Ballot
-    leader: int
-    fixed: int
+    leader: Number
+    fixed: Number
     why: str
 
 
@@ -409,24 +413,24 @@ class VoterDigest(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     role: str
     promised: Ballot
-    last_accepted: int
-    fixed: int
-    applied: int
-    journal_bytes: int
-    free_bytes: int
-    fsync_us: int
+    last_accepted: Number
+    fixed: Number
+    applied: Number
+    journal_bytes: Number
+    free_bytes: Number
+    fsync_us: Number
     version: str
-    boot: int = 0
-    uptime_s: int = 0
+    boot: Number = 0
+    uptime_s: Number = 0
     time_ms: int = 0
-    proposed: int = 0
-    quorum_age_ms: int = -1
+    proposed: Number = 0
+    quorum_age_ms: Number = -1
     has_room: bool = True
-    snapshot_slot: int = 0
-    fsync_p50_us: int = 0
-    fsync_p99_us: int = 0
-    commit_p50_us: int = 0
-    commit_p99_us: int = 0
+    snapshot_slot: Number = 0
+    fsync_p50_us: Number = 0
+    fsync_p99_us: Number = 0
+    commit_p50_us: Number = 0
+    commit_p99_us: Number = 0
     heard_ms: tuple[int, ...] = ()
     transitions: tuple[Transition, ...] = ()
     listeners: ListenerDigest = ListenerDigest()
@@ -438,7 +442,7 @@ class StreamTip(msgspec.Struct, frozen=True, array_like=True, tag=41, gc=False):
 
     ballot: Ballot
     leading: bool
-    tip_slot: int
+    tip_slot: Number
     tip_chain: bytes
     digest: VoterDigest
 
@@ -447,9 +451,9 @@ class RepairRequest(msgspec.Struct, frozen=True, array_like=True, tag=42, gc=Fal
     """A listener lacks ``first``..``last``; voter ``responder`` is asked to multicast them."""
 
     listener: str
-    responder: int
-    first: int
-    last: int
+    responder: Number
+    first: Number
+    last: Number
 
 
 StreamMessage: TypeAlias = StreamRun | StreamTip | RepairRequest | ListenerReport
@@ -473,10 +477,10 @@ class CatchupEntries(msgspec.Struct, frozen=True, array_like=True, tag=61):
     """Fixed entries from ``first``; chain at ``first - 1``; the archive's newest fixed slot and
     chain. Empty ``values``: the archive knows of nothing at or above ``first`` yet."""
 
-    first: int
+    first: Number
     chain_before: bytes
     values: tuple[bytes, ...]
-    tip_slot: int
+    tip_slot: Number
     tip_chain: bytes
 
 
@@ -484,24 +488,24 @@ class SnapshotOffer(msgspec.Struct, frozen=True, array_like=True, tag=62):
     """The log no longer reaches back to the slot asked for; this snapshot exists: state at
     ``slot``, ``size_bytes`` bytes with BLAKE2b-256 ``digest``, chain at ``slot``."""
 
-    slot: int
+    slot: Number
     chain: bytes
-    size_bytes: int
+    size_bytes: Number
     digest: bytes
 
 
 class SnapshotRequest(msgspec.Struct, frozen=True, array_like=True, tag=63):
     """Bytes of the snapshot at ``slot`` from ``offset``; resumes at any voter."""
 
-    slot: int
-    offset: int
+    slot: Number
+    offset: Number
 
 
 class SnapshotChunk(msgspec.Struct, frozen=True, array_like=True, tag=64):
     """``data`` of the snapshot at ``slot`` from ``offset``; empty at the end."""
 
-    slot: int
-    offset: int
+    slot: Number
+    offset: Number
     data: bytes
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
@@ -91,6 +92,17 @@ def test_each_reason_is_named() -> None:
         with pytest.raises(wire.FrameError) as caught:
             wire.unframe(bad, cluster, channel)
         assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("number", [-2, 1 << 63, (1 << 64) - 1, -(1 << 63)])
+@pytest.mark.parametrize("field", ["first", "tip_slot", "ballot"])
+def test_numbers_that_no_store_can_hold_are_refused(field, number):
+    """A slot of 2**64 - 1 is a number to msgpack, and once ended a listener's store."""
+    run = StreamRun(NO_BALLOT, 1, b"c" * 32, (b"v",), 1, b"d" * 32)
+    value = Ballot(0, number, 1) if field == "ballot" else number
+    body = wire.encode_body(msgspec.structs.replace(run, **{field: value}))
+    with pytest.raises(wire.FrameError):
+        wire.decode_stream(body)
 
 
 @given(some.binary(max_size=300))
