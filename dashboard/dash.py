@@ -131,6 +131,8 @@ def dash(
         _end(USAGE, "--speed and --at are of a replay: name a recording with --replay")
     if replay is not None and record is not None:
         _end(USAGE, "--record and --replay: a replay is recorded already")
+    if replay is not None and admin:
+        _end(USAGE, "--admin and --replay: nothing can be done in what is past")
     known = themes()
     if theme not in known:
         _end(USAGE, f"--theme {theme}: there are {', '.join(known)}")
