@@ -11,25 +11,26 @@ Frame, big endian (HEADER_BYTES = 80 bytes, then the body)::
     3      1    channel: 1 voters, 2 stream, 3 client, 4 catch-up, 5 journal
     4      16   cluster id
     20     2    sender (voter id, 0 = not a voter)
-    22     2    key epoch (0 until frames are sealed)
+    22     2    key epoch (of sealed datagrams; 0: the frame is not sealed)
     24     8    incarnation of the sender
     32     8    boot number of the sender
-    40     4    salt     (journal: segment number)
+    40     4    salt     (journal: segment number; sealed datagrams: drawn at each start)
     44     8    counter  (journal: offset of the frame in its segment; datagrams: number of the
                           datagram, so that part p of a message is number n + p)
     52     1    part     (0 ..)
     53     1    parts    (1 ..; above 1 only in datagrams)
     54     2    reserved (0)
     56     4    length of the body in bytes
-    60     4    CRC-32 of the header with this field 0, then the body
-    64     16   tag      (0 until frames are sealed)
+    60     4    CRC-32 of the header with this field 0, then the body (0 where it is sealed)
+    64     16   tag      (of sealed datagrams, see ``seal``: it covers bytes 0 to 63 and the body)
 """
 
 from __future__ import annotations
 
 import struct
 import zlib
-from typing import Final, TypeVar
+from collections.abc import Callable
+from typing import Final, TypeAlias, TypeVar
 
 import msgspec
 
@@ -54,6 +55,12 @@ DATAGRAM_BODY_BYTES_MAX: Final = DATAGRAM_BYTES_MAX - HEADER_BYTES
 PEER_UDP_BODY_BYTES_MAX: Final = DATAGRAM_BODY_BYTES_MAX * PEER_DATAGRAMS_MAX
 _NO_TAG: Final = bytes(16)
 _ZERO_CRC: Final = bytes(4)
+TAG_BYTES: Final = 16
+_TAG_AT: Final = HEADER_BYTES - TAG_BYTES
+
+Cipher: TypeAlias = Callable[[bytes, bytes, bytes], bytes]
+"""(nonce of 12 bytes, data, associated data) to data, with its tag of TAG_BYTES appended when it is
+sealed: AES-GCM, as ``seal`` has it."""
 
 assert HEADER_BYTES == 80, "the frame's layout is documented above"
 
@@ -70,7 +77,8 @@ class Channel:
 
 class FrameError(ValueError):
     """Bytes that are not a frame for us. ``reason`` is one of: short, magic, version, cluster,
-    channel, length, checksum, body, sender, part."""
+    channel, length, checksum, body, sender, part; of sealed frames: sealed (or not, where the other
+    is due), epoch (no key of that epoch here), tag, replay."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -78,7 +86,7 @@ class FrameError(ValueError):
 
 
 class Frame(msgspec.Struct, frozen=True, gc=False):
-    """A frame whose checksum was right. ``body`` is still encoded."""
+    """A frame whose checksum or tag was right. ``body`` is still encoded."""
 
     channel: int
     sender: int
@@ -89,6 +97,7 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
     part: int
     parts: int
     body: bytes
+    epoch: int = 0
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -166,10 +175,65 @@ def unframe(data: bytes, cluster_id: bytes, channel: int) -> Frame:
         raise FrameError("checksum")
     if fields[2] != channel:
         raise FrameError("channel")
+    if fields[5]:
+        raise FrameError("sealed")
     part, parts = fields[10], fields[11]
     if not part < parts:
         raise FrameError("part")
     return Frame(channel, fields[4], fields[6], fields[7], fields[8], fields[9], part, parts, body)
+
+
+def sealed_frame(
+    identity: Identity,
+    channel: int,
+    body: bytes,
+    *,
+    epoch: int,
+    salt: int,
+    counter: int,
+    part: int = 0,
+    parts: int = 1,
+    encrypt: Cipher,
+) -> bytes:
+    """Frame ``body`` sealed by ``encrypt``, under the key of ``epoch`` (1 to 65,535)."""
+    fields = (
+        MAGIC, FORMAT_VERSION, channel, identity.cluster_id, identity.sender, epoch,
+        identity.incarnation, identity.boot, salt, counter, part, parts, 0, len(body),
+    )  # fmt: skip
+    head = _HEADER.pack(*fields, 0, _NO_TAG)[:_TAG_AT]
+    sealed = encrypt(_nonce(counter), body, head)
+    return b"".join((head, sealed[-TAG_BYTES:], sealed[:-TAG_BYTES]))
+
+
+def sealed_head(data: bytes, cluster_id: bytes, channel: int) -> Frame:
+    """What a sealed frame says of itself, its body still sealed: *nothing of it is known to be
+    true* before :func:`unsealed`. Raises :class:`FrameError` and nothing else."""
+    length = body_bytes(data, cluster_id)
+    if len(data) != HEADER_BYTES + length:
+        raise FrameError("length")
+    fields = _HEADER.unpack_from(data)
+    if fields[2] != channel:
+        raise FrameError("channel")
+    epoch, part, parts = fields[5], fields[10], fields[11]
+    if not epoch:
+        raise FrameError("sealed")
+    if not part < parts:
+        raise FrameError("part")
+    return Frame(
+        channel, fields[4], fields[6], fields[7], fields[8], fields[9], part, parts,
+        data[HEADER_BYTES:], epoch,
+    )  # fmt: skip
+
+
+def unsealed(data: bytes, head: Frame, decrypt: Cipher) -> bytes:
+    """The body of the sealed frame ``data`` that says ``head`` of itself. Raises what ``decrypt``
+    raises when header, body or tag are not what was sealed."""
+    return decrypt(_nonce(head.counter), head.body + data[_TAG_AT:HEADER_BYTES], data[:_TAG_AT])
+
+
+def _nonce(counter: int) -> bytes:
+    """96 bits, never twice under one sub-key: a sender numbers its datagrams."""
+    return counter.to_bytes(12, "big")
 
 
 def _decoded(decoder: msgspec.msgpack.Decoder[T], body: bytes) -> T:

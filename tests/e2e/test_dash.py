@@ -140,6 +140,7 @@ def test_options_that_contradict_each_other_are_one_line():
         ("name a recording with --replay", ["--speed", "2"]),
         ("name a recording with --replay", ["--at", "2"]),
         ("recorded already", ["--replay", str(FAILOVER), "--record", "x"]),
+        ("what is past", ["--replay", str(FAILOVER), "--admin"]),
         ("there are textual-dark", ["--replay", str(FAILOVER), "--theme", "pink"]),
     ):
         told = CliRunner().invoke(app, arguments)

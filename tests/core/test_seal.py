@@ -1,0 +1,392 @@
+"""Seals and signatures: what was not sealed or signed so is not taken, and never twice."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
+
+from trex_core import wire
+from trex_core.messages import DATAGRAM_BYTES_MAX, Ballot
+from trex_core.seal import (
+    KEY_BYTES,
+    KEYS_MAX,
+    SUB_KEYS_MAX,
+    WINDOW_DATAGRAMS,
+    Key,
+    KeyRing,
+    PeerOpener,
+    ReplayWindow,
+    Sealer,
+    Signer,
+    StreamOpener,
+    Verifier,
+)
+from trex_core.wire import Channel, FrameError, Identity
+
+CLUSTER, OTHER_CLUSTER = b"cluster-cluster!", b"cluster-another!"
+ONE = Key(1, b"1" * KEY_BYTES)
+TWO = Key(2, b"2" * KEY_BYTES)
+SECRET, LATER_SECRET = b"s" * KEY_BYTES, b"t" * KEY_BYTES
+VOTER = Identity(CLUSTER, 3, 77, 5)
+LISTENER = Identity(CLUSTER, 0, 1234567, 0)
+
+
+def stream_pair(ring=None, identity=VOTER):
+    ring = ring or KeyRing((ONE,))
+    return Sealer(Channel.STREAM, identity, ring.first, b"salt"), StreamOpener(CLUSTER, ring)
+
+
+def peer_pair(identity=VOTER, secret=SECRET):
+    sealer = Sealer(Channel.PEER, identity, ONE, secret)
+    opener = PeerOpener(CLUSTER, KeyRing((ONE,)))
+    opener.told(identity, 1, secret, sealer.counter)
+    return sealer, opener
+
+
+@pytest.mark.parametrize("pair", [stream_pair, peer_pair])
+@pytest.mark.parametrize("size", [0, 1, 1320, 1321, 10_000])
+def test_what_is_sealed_opens_in_datagrams_that_fit(pair, size):
+    sealer, opener = pair()
+    body = random.Random(size).randbytes(size)
+    together, got = wire.Reassembler(), None
+    for data in sealer.datagrams(body):
+        assert len(data) <= DATAGRAM_BYTES_MAX
+        got = together.add(opener.open(data))
+    assert got == body
+
+
+@pytest.mark.parametrize("pair", [stream_pair, peer_pair])
+def test_nothing_of_the_body_can_be_read(pair):
+    sealer, _ = pair()
+    body = b"who owns what in this ring"
+    (data,) = sealer.datagrams(body)
+    assert not any(body[at : at + 4] in data for at in range(len(body) - 4))
+
+
+@pytest.mark.parametrize("pair", [stream_pair, peer_pair])
+def test_every_flipped_bit_and_every_cut_is_refused(pair):
+    sealer, opener = pair()
+    (data,) = sealer.datagrams(b"body")
+    for bit in range(8 * len(data)):
+        bad = bytearray(data)
+        bad[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(FrameError):
+            opener.open(bytes(bad))
+    for length in range(len(data)):
+        with pytest.raises(FrameError):
+            opener.open(data[:length])
+    with pytest.raises(FrameError, match="length"):
+        opener.open(data + b"x")
+    assert opener.open(data).body == b"body", "what was refused left nothing behind"
+
+
+def test_the_other_channel_the_other_cluster_and_the_other_key_do_not_open_it():
+    stream, _ = stream_pair()
+    peer, opener = peer_pair()
+    (said,), (whispered,) = stream.datagrams(b"a"), peer.datagrams(b"b")
+    for data, where, reason in (
+        (said, opener, "channel"),
+        (whispered, StreamOpener(CLUSTER, KeyRing((ONE,))), "channel"),
+        (said, StreamOpener(OTHER_CLUSTER, KeyRing((ONE,))), "cluster"),
+        (said, StreamOpener(CLUSTER, KeyRing((Key(1, b"x" * KEY_BYTES),))), "tag"),
+        (said, StreamOpener(CLUSTER, KeyRing((TWO,))), "epoch"),
+        (whispered, PeerOpener(CLUSTER, KeyRing((ONE,))), "epoch"),
+    ):
+        with pytest.raises(FrameError, match=reason):
+            where.open(data)
+
+
+def test_a_frame_of_another_cluster_with_our_id_written_over_it_does_not_open():
+    theirs = Sealer(Channel.STREAM, Identity(OTHER_CLUSTER, 3, 77, 5), ONE, b"salt")
+    (data,) = theirs.datagrams(b"a")
+    with pytest.raises(FrameError, match="tag"):
+        StreamOpener(CLUSTER, KeyRing((ONE,))).open(data.replace(OTHER_CLUSTER, CLUSTER))
+
+
+def test_the_stream_key_does_not_make_a_voter_although_the_secrets_were_equal():
+    """Sub-keys are separate by purpose: whoever holds one key twice by mistake mixes nothing up."""
+    stream, _ = stream_pair()
+    _, opener = peer_pair()
+    (data,) = stream.datagrams(b"a")
+    forged = bytearray(data)
+    forged[3] = Channel.PEER
+    with pytest.raises(FrameError, match="tag"):
+        opener.open(bytes(forged))
+
+
+def test_plain_frames_do_not_pass_as_sealed_nor_sealed_ones_as_plain():
+    sealer, opener = stream_pair()
+    plain = wire.frame(VOTER, Channel.STREAM, b"body")
+    with pytest.raises(FrameError, match="sealed"):
+        opener.open(plain)
+    (data,) = sealer.datagrams(b"body")
+    with pytest.raises(FrameError):
+        wire.unframe(data, CLUSTER, Channel.STREAM)
+
+
+@given(some.binary(max_size=200), some.integers(0, 99))
+@settings(max_examples=500, deadline=None)
+def test_random_bytes_raise_nothing_but_frame_error(tail, seed):
+    rnd = random.Random(seed)
+    sealer, opener = peer_pair()
+    whole = bytearray(sealer.datagrams(b"some body")[0])
+    for _ in range(rnd.randrange(1, 6)):
+        whole[rnd.randrange(len(whole))] = rnd.randrange(256)
+    for data in (tail, bytes(whole[:80]) + tail, bytes(whole)):
+        with contextlib.suppress(FrameError):
+            opener.open(data)
+        with contextlib.suppress(FrameError):
+            StreamOpener(CLUSTER, KeyRing((ONE,))).open(data)
+
+
+# --- replay -----------------------------------------------------------------------------------
+
+
+def test_a_datagram_between_voters_is_taken_once():
+    sealer, opener = peer_pair()
+    data = [sealer.datagrams(bytes([n]))[0] for n in range(50)]
+    order = list(range(50))
+    random.Random(1).shuffle(order)
+    assert [opener.open(data[n]).body for n in order] == [bytes([n]) for n in order]
+    for each in data:
+        with pytest.raises(FrameError, match="replay"):
+            opener.open(each)
+
+
+def test_a_recording_does_not_open_at_a_voter_that_restarted():
+    sealer, before = peer_pair()
+    recorded = [sealer.datagrams(bytes([n]))[0] for n in range(20)]
+    assert before.open(recorded[0]).body == b"\0"
+    after = PeerOpener(CLUSTER, KeyRing((ONE,)))
+    with pytest.raises(FrameError, match="epoch"):
+        after.open(recorded[5])
+    after.told(VOTER, 1, SECRET, sealer.counter)
+    for data in recorded:
+        with pytest.raises(FrameError, match="replay"):
+            after.open(data)
+    assert after.open(sealer.datagrams(b"new")[0]).body == b"new"
+
+
+@pytest.mark.parametrize("boot", [5, 6], ids=["disk rolled back", "next boot"])
+def test_a_recording_of_a_voters_earlier_run_does_not_open(boot):
+    old, opener = peer_pair()
+    recorded = [old.datagrams(bytes([n]))[0] for n in range(20)]
+    again = Identity(CLUSTER, 3, 77, boot)
+    new = Sealer(Channel.PEER, again, ONE, LATER_SECRET)
+    opener.told(again, 1, LATER_SECRET, new.counter)
+    for data in recorded:
+        with pytest.raises(FrameError, match="tag"):
+            opener.open(data)
+    assert opener.open(new.datagrams(b"new")[0]).body == b"new"
+
+
+def test_told_again_over_a_new_connection_the_window_goes_on():
+    sealer, opener = peer_pair()
+    flying, taken = sealer.datagrams(b"a")[0], sealer.datagrams(b"b")[0]
+    opener.open(taken)
+    opener.told(VOTER, 1, SECRET, sealer.counter)
+    assert opener.open(flying).body == b"a"
+    with pytest.raises(FrameError, match="replay"):
+        opener.open(taken)
+
+
+def test_a_forged_number_moves_no_window():
+    sealer, opener = peer_pair()
+    (data,) = sealer.datagrams(b"a")
+    far = bytearray(data)
+    far[44:52] = (1 << 60).to_bytes(8, "big")
+    with pytest.raises(FrameError, match="tag"):
+        opener.open(bytes(far))
+    assert opener.open(data).body == b"a"
+
+
+@dataclass
+class Twin:
+    """The window as a set: slow and plain."""
+
+    floor: int
+    top: int = 0
+    taken: set[int] = field(default_factory=set)
+
+    def fresh(self, number):
+        old = number <= self.top - WINDOW_DATAGRAMS
+        return number >= self.floor and not old and number not in self.taken
+
+
+@given(
+    some.integers(1, 10_000),
+    some.lists(
+        some.one_of(some.integers(-5, 40), some.integers(-5000, 9000), some.integers(0, 1 << 62)),
+        max_size=60,
+    ),
+)
+@settings(max_examples=400, deadline=None)
+def test_the_window_is_as_a_set_would_have_it(floor, steps):
+    window, twin = ReplayWindow(floor), Twin(floor, floor - 1)
+    for step in steps:
+        number = twin.top + step if step < 1 << 40 else step
+        if number < 1:
+            continue
+        assert window.fresh(number) == twin.fresh(number)
+        if window.fresh(number):
+            window.take(number)
+            twin.taken.add(number)
+            twin.top = max(twin.top, number)
+
+
+@pytest.mark.parametrize(
+    ("secret", "counter", "epoch", "reason"),
+    [(b"short", 1, 1, "body"), (SECRET, 0, 1, "body"), (SECRET, 1, 9, "epoch")],
+)
+def test_what_a_voter_tells_must_make_sense(secret, counter, epoch, reason):
+    opener = PeerOpener(CLUSTER, KeyRing((ONE,)))
+    with pytest.raises(FrameError, match=reason):
+        opener.told(VOTER, epoch, secret, counter)
+
+
+# --- rotation ---------------------------------------------------------------------------------
+
+
+def test_the_stream_key_rotates_without_a_datagram_lost():
+    """Added everywhere, then put first everywhere, then the old one taken away: in any order of
+    nodes within a step, each opens what each seals."""
+    rings = [KeyRing((ONE,)), KeyRing((ONE, TWO)), KeyRing((TWO, ONE)), KeyRing((TWO,))]
+    for before, after in itertools.pairwise(rings):
+        sealer, opener = stream_pair(before)
+        for theirs in (before, after):
+            sealer.use(theirs.first)
+            for ours in (before, after, before):
+                opener.use(ours)
+                assert opener.open(sealer.datagrams(b"a")[0]).body == b"a"
+
+
+def test_the_voter_key_rotates_and_the_old_one_opens_no_more():
+    sealer, opener = peer_pair()
+    early = sealer.datagrams(b"early")[0]
+    opener.use(KeyRing((ONE, TWO)))
+    opener.told(VOTER, 2, SECRET, sealer.counter)
+    sealer.use(TWO)
+    assert opener.open(sealer.datagrams(b"a")[0]).body == b"a"
+    assert opener.open(early).body == b"early", "in flight while it rotated"
+    opener.use(KeyRing((TWO,)))
+    with pytest.raises(FrameError, match="epoch"):
+        opener.open(early)
+    assert opener.open(sealer.datagrams(b"b")[0]).body == b"b"
+
+
+@pytest.mark.parametrize("keys", [(), (ONE, Key(1, b"y" * KEY_BYTES)), (ONE, TWO) * KEYS_MAX])
+def test_a_ring_that_is_none_is_refused(keys):
+    with pytest.raises(ValueError, match="key ring"):
+        KeyRing(keys)
+
+
+def test_keys_are_never_shown():
+    ring = KeyRing((ONE, TWO))
+    for text in (repr(ring), str(ring), f"{ONE}", repr([ONE])):
+        assert "111" not in text
+        assert "222" not in text
+        assert "epoch=1" in text
+
+
+# --- strangers --------------------------------------------------------------------------------
+
+
+def test_strangers_push_out_nothing_and_cost_no_memory():
+    sealer, opener = stream_pair()
+    opener.open(sealer.datagrams(b"a")[0])
+    for number in range(2 * SUB_KEYS_MAX):
+        stranger = Sealer(Channel.STREAM, Identity(CLUSTER, 3, number, 5), TWO, b"salt")
+        data = bytearray(stranger.datagrams(b"x")[0])
+        data[22:24] = (1).to_bytes(2, "big")
+        with pytest.raises(FrameError, match="tag"):
+            opener.open(bytes(data))
+    assert len(opener._ciphers) == 1
+
+
+def test_more_holders_of_the_key_than_are_remembered_are_all_heard():
+    _, opener = stream_pair()
+    for number in range(SUB_KEYS_MAX + 50):
+        sealer = Sealer(Channel.STREAM, Identity(CLUSTER, 0, number, 0), ONE, b"salt")
+        assert opener.open(sealer.datagrams(b"x")[0]).body == b"x"
+    assert len(opener._ciphers) == SUB_KEYS_MAX
+
+
+def test_no_two_runs_share_a_sub_key():
+    """The same number, another run: were the sub-key the same, the nonce would be used twice."""
+    runs = [
+        (Identity(CLUSTER, 3, 77, 5), ONE, b"salt"),
+        (Identity(CLUSTER, 3, 77, 5), ONE, b"tlas"),
+        (Identity(CLUSTER, 3, 77, 6), ONE, b"salt"),
+        (Identity(CLUSTER, 3, 78, 5), ONE, b"salt"),
+        (Identity(CLUSTER, 4, 77, 5), ONE, b"salt"),
+        (Identity(CLUSTER, 3, 77, 5), Key(1, b"z" * KEY_BYTES), b"salt"),
+        (Identity(OTHER_CLUSTER, 3, 77, 5), ONE, b"salt"),
+    ]
+    zeros = bytes(64)
+    streams = {
+        Sealer(Channel.STREAM, who, key, salt).datagrams(zeros)[0][80:] for who, key, salt in runs
+    }
+    assert len(streams) == len(runs)
+
+
+# --- signatures -------------------------------------------------------------------------------
+
+BALLOT, CHAIN = Ballot(0, 17, 3), b"c" * 32
+SIGNER = Signer(b"p" * KEY_BYTES, CLUSTER, 3)
+OTHER = Signer(b"q" * KEY_BYTES, CLUSTER, 4)
+PUBLIC = {3: SIGNER.public, 4: OTHER.public}
+
+
+def test_a_tip_is_taken_from_who_signed_it_and_as_it_was_signed():
+    known = Verifier(PUBLIC, CLUSTER)
+    signature = SIGNER.tip(BALLOT, 9, CHAIN)
+    for _ in range(2):  # the second time from memory
+        assert known.tip(3, BALLOT, 9, CHAIN, signature)
+        assert not known.tip(4, BALLOT, 9, CHAIN, signature)
+        assert not known.tip(5, BALLOT, 9, CHAIN, signature)
+        assert not known.tip(3, Ballot(0, 17, 4), 9, CHAIN, signature)
+        assert not known.tip(3, Ballot(1, 17, 3), 9, CHAIN, signature)
+        assert not known.tip(3, BALLOT, 10, CHAIN, signature)
+        assert not known.tip(3, BALLOT, 9, b"d" * 32, signature)
+        assert not known.tip(3, BALLOT, 9, CHAIN, OTHER.tip(BALLOT, 9, CHAIN))
+        assert not Verifier(PUBLIC, OTHER_CLUSTER).tip(3, BALLOT, 9, CHAIN, signature)
+
+
+@pytest.mark.parametrize(
+    ("ballot", "slot", "chain", "signature"),
+    [
+        (Ballot(0, -1, 3), 9, CHAIN, bytes(64)),
+        (BALLOT, -1, CHAIN, bytes(64)),
+        (BALLOT, 1 << 64, CHAIN, bytes(64)),
+        (BALLOT, 9, b"", bytes(64)),
+        (BALLOT, 9, CHAIN + b"x", bytes(64)),
+        (BALLOT, 9, CHAIN, b""),
+        (BALLOT, 9, CHAIN, bytes(65)),
+    ],
+)
+def test_nonsense_is_no_tip(ballot, slot, chain, signature):
+    assert not Verifier(PUBLIC, CLUSTER).tip(3, ballot, slot, chain, signature)
+
+
+def test_every_flipped_bit_of_a_signature_is_refused():
+    known = Verifier(PUBLIC, CLUSTER)
+    signature = SIGNER.tip(BALLOT, 9, CHAIN)
+    for bit in range(8 * len(signature)):
+        bad = bytearray(signature)
+        bad[bit // 8] ^= 1 << bit % 8
+        assert not known.tip(3, BALLOT, 9, CHAIN, bytes(bad))
+
+
+def test_words_are_no_tip_and_a_tip_no_words():
+    known = Verifier(PUBLIC, CLUSTER)
+    signature = SIGNER.words(b"I lead")
+    assert known.words(3, b"I lead", signature)
+    assert not known.words(3, b"I follow", signature)
+    assert not known.words(4, b"I lead", signature)
+    assert not known.tip(3, BALLOT, 9, CHAIN, signature)
