@@ -22,7 +22,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 CORE_STDLIB = {
     "__future__", "bisect", "collections", "dataclasses", "enum", "functools", "hashlib",
-    "heapq", "itertools", "math", "operator", "re", "struct", "types", "typing", "zlib",
+    "heapq", "itertools", "math", "operator", "re", "struct", "types", "typing", "urllib", "zlib",
 }  # fmt: skip
 """What the core may use of the standard library: nothing that reads a clock, a disk or chance."""
 CORE_THIRD_PARTY = {"msgspec", "immutables"}

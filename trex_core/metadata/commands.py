@@ -371,6 +371,9 @@ class CommandError(ValueError):
     """Bytes that are no command of a level known here; the text says why, for people only."""
 
 
+_TABLES: Final[tuple[Literal["config", "member", "lease"], ...]] = ("config", "member", "lease")
+
+
 def encode_command(command: Command) -> bytes:
     """The one encoding of a command. Raises ``UnicodeEncodeError`` (a ``ValueError``) for text
     that is not Unicode (a lone surrogate) and ``OverflowError`` for integers over 64 bits."""
@@ -430,6 +433,16 @@ def describe_command(data: bytes) -> tuple[str, str | None]:
             return "lease_revoke", str(lease)
         case LeaseExpire(lease=lease):
             return "lease_expire", str(lease)
+
+
+def what_changes(data: bytes) -> tuple[Literal["config", "member", "lease", ""], str]:
+    """The table and the row that a command would change, for ``access``: ("lease", "") for one to
+    be granted, ("", "") for what is no command."""
+    kind, name = describe_command(data)
+    for table in _TABLES:
+        if kind.startswith(table):
+            return table, name or ""
+    return "", ""
 
 
 def encode_result(result: Outcome) -> bytes:
