@@ -937,8 +937,10 @@ def _named(path: Path) -> Iterator[None]:
     except duckdb.OutOfMemoryException:
         raise
     except duckdb.Error as error:
-        # What a commit says when it lacks memory, for a block or for data.
-        if any(words in str(error) for words in ("could not allocate", "failed to allocate")):
+        # What a commit says when it lacks memory, for a block or for data; and what the next try
+        # of the one writer says while the rollback of the failed one is not done yet.
+        lacks = ("could not allocate", "failed to allocate", "Conflict on tuple deletion")
+        if any(words in str(error) for words in lacks):
             raise duckdb.OutOfMemoryException(str(error)) from error
         raise StoreError(f"{path}: {_first_line(error)}; if it is damaged, {_AWAY}") from error
 
