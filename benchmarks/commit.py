@@ -120,7 +120,9 @@ async def client_loop(
             took.append(time.perf_counter() - began)
 
 
-async def measure(config: ClusterConfig, clients: int, size: int, seconds: float) -> list[float]:
+async def measure(
+    config: ClusterConfig, credentials: Path, clients: int, size: int, seconds: float
+) -> list[float]:
     """The time of each acknowledged write, in seconds."""
     took: list[float] = []
     async with anyio.create_task_group() as group:
@@ -128,7 +130,7 @@ async def measure(config: ClusterConfig, clients: int, size: int, seconds: float
         ready = anyio.Semaphore(0)
 
         async def client(number: int) -> None:
-            async with open_driver(config, deadline_s=START_S) as driver:
+            async with open_driver(config, credentials, deadline_s=START_S) as driver:
                 await driver.submit(encode_command(ConfigPut(f"{number}/0", "x" * size)))
                 ready.release()
                 await begin.wait()
@@ -175,7 +177,7 @@ def main() -> None:
             cluster.start_voters()
             for clients in asked.clients:
                 took = anyio.run(
-                    measure, config, clients, asked.bytes, asked.seconds,
+                    measure, config, cluster.credentials(), clients, asked.bytes, asked.seconds,
                     backend_options={"use_uvloop": uvloop},
                 )  # fmt: skip
                 found = figures(took, asked.seconds)

@@ -216,7 +216,7 @@ async def main(options: argparse.Namespace) -> None:
     ):
         cluster.start_voters()
         config = parse_cluster(cluster.config_path.read_text())
-        async with open_driver(config, deadline_s=60) as driver:
+        async with open_driver(config, cluster.credentials(), deadline_s=60) as driver:
             await paced(driver, 100, 1)
             listener = cluster.start_listener("plain")
             dash = Dash(cluster.config_path)

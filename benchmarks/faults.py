@@ -546,9 +546,16 @@ async def stage_in(
     ears = Ears()
     with LocalCluster(directory, voters, journal=JOURNAL) as cluster:
         config = parse_cluster(cluster.config_path.read_text(), str(cluster.config_path))
-        async with connect(config, deadline_s=3.0) as client, anyio.create_task_group() as group:
+        async with (
+            connect(config, cluster.credentials(), deadline_s=3.0) as client,
+            anyio.create_task_group() as group,
+        ):
             opened = open_feed(
-                config, name="dashboard", directory=directory / "dashboard", keep=ears.keep
+                config,
+                cluster.credentials(),
+                name="dashboard",
+                directory=directory / "dashboard",
+                keep=ears.keep,
             )
             async with opened as feed:
                 watch = Watch(feed)

@@ -26,10 +26,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from listeners import open_listener
 from listeners.blocking import has_uvloop
+from tests.credentials import folder
 from tests.listeners.backbone import BALLOT, Backbone, make_cluster
 from trex_core.messages import Kind, Value
 from trex_core.metadata.commands import ConfigPut, MemberJoin, MemberUpdate, encode_command
-from trex_core.wire import Channel, Identity, encode_body, frame
+from trex_core.wire import Identity, encode_body
 
 WINDOW_SLOTS = 600
 MEMBERS = 1000
@@ -64,7 +65,8 @@ def datagrams(backbone: Backbone, per_datagram: int) -> list[tuple[int, bytes]]:
     out = []
     for first in range(1, backbone.tip + 1, per_datagram):
         last = min(first + per_datagram - 1, backbone.tip)
-        out.append((last, frame(identity, Channel.STREAM, encode_body(backbone.run(first, last)))))
+        (data,) = backbone.sealed(identity, encode_body(backbone.run(first, last)))
+        out.append((last, data))
     return out
 
 
@@ -84,7 +86,9 @@ async def measure(kind: str, slots: int, per_datagram: int, directory: Path | No
     backbone.append(*values(kind, slots))
     frames = datagrams(backbone, per_datagram)
     applied: Synchronized[int] = multiprocessing.Value("q", 0)
-    async with open_listener(backbone.cluster, name="bench", directory=directory) as listener:
+    async with open_listener(
+        backbone.cluster, folder(backbone.cluster, "listener"), name="bench", directory=directory
+    ) as listener:
         gc.collect()
         gc.freeze()
         child = multiprocessing.Process(target=send, args=(backbone, frames, applied))

@@ -58,7 +58,7 @@ async def main(rounds: int, count: int, rate: float) -> None:
     ):
         cluster.start_voters()
         config = parse_cluster(cluster.config_path.read_text())
-        async with open_driver(config, deadline_s=30) as driver:
+        async with open_driver(config, cluster.credentials(), deadline_s=30) as driver:
             await commits(driver, count, rate)  # warm up
             for round_ in range(rounds):
                 for state, figures_p99 in p99.items():

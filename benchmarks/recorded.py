@@ -103,7 +103,7 @@ async def import_all(
 
     async def nemesis() -> None:
         await halfway.wait()
-        async with open_driver(config, deadline_s=30) as driver:
+        async with open_driver(config, cluster.credentials(), deadline_s=30) as driver:
             leader = (await driver.find_leader()).voter
         cluster.voter(leader).kill()
         cluster.children["listener-1"].kill()
@@ -117,15 +117,22 @@ async def import_all(
     async with anyio.create_task_group() as group:
         if disturb:
             group.start_soon(nemesis)
-        await import_file(config, examine(source), in_flight_max=256, deadline_s=30, told=told)
+        await import_file(
+            config,
+            cluster.credentials(),
+            examine(source),
+            in_flight_max=256,
+            deadline_s=30,
+            told=told,
+        )
         took = time.monotonic() - began
     print(f"      {ROWS} rows in {took:.1f} s: {ROWS / took:.0f} rows/s")
     fact("at least 500 rows/s", ROWS / took >= 500, True)
 
 
-async def newest_slot(config: ClusterConfig) -> int:
+async def newest_slot(cluster: LocalCluster, config: ClusterConfig) -> int:
     """The slot that is applied at the leader now."""
-    async with open_driver(config, deadline_s=30) as driver:
+    async with open_driver(config, cluster.credentials(), deadline_s=30) as driver:
         return (await driver.find_leader()).applied
 
 
@@ -147,7 +154,7 @@ async def whole(source: Path, directory: Path) -> None:
         config = parse_cluster(cluster.config_path.read_text())
         await import_all(cluster, config, source, disturb=True)
         cluster.start_listener("cold").wait_for_line("listener.ready", CATCH_UP_S)
-        slot = await newest_slot(config)
+        slot = await newest_slot(cluster, config)
         for name in ("listener-0", "listener-1", "listener-2", "cold"):
             await anyio.to_thread.run_sync(check, cluster, name, slot)
     finally:
@@ -160,7 +167,7 @@ async def tiny(source: Path, directory: Path) -> None:
     cluster = started(directory, TINY)
     try:
         config = parse_cluster(cluster.config_path.read_text())
-        async with open_driver(config, deadline_s=30) as driver:
+        async with open_driver(config, cluster.credentials(), deadline_s=30) as driver:
             leader = (await driver.find_leader()).voter
         away = next(v for v in cluster.voter_ids if v != leader)
         cluster.voter(away).kill()
@@ -173,14 +180,14 @@ async def tiny(source: Path, directory: Path) -> None:
         fact("at least 10 snapshots a voter", snapshots >= 10 * (len(cluster.voter_ids) - 1), True)
         child = cluster.start_voter(away)
         child.wait_for_line("voter.snapshot.installed", CATCH_UP_S)
-        slot = await newest_slot(config)
-        async with open_driver(config, deadline_s=30) as driver:
+        slot = await newest_slot(cluster, config)
+        async with open_driver(config, cluster.credentials(), deadline_s=30) as driver:
             with anyio.fail_after(CATCH_UP_S):
                 while (await driver.status(away)).applied < slot:
                     await anyio.sleep(0.1)
             print(f"      voter {away} caught up to slot {slot} from a snapshot")
         cluster.start_listener("cold").wait_for_line("listener.ready", CATCH_UP_S)
-        slot = await newest_slot(config)
+        slot = await newest_slot(cluster, config)
         for name in ("listener-0", "listener-1", "listener-2"):
             await anyio.to_thread.run_sync(check, cluster, name, slot)
         await anyio.to_thread.run_sync(lambda: check(cluster, "cold", slot, history_from=1))

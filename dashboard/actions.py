@@ -7,6 +7,7 @@ operator's word.  Each ends in words, or raises what ``voters.driver`` raises.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Final, TypeAlias
 
 import msgspec
@@ -50,15 +51,16 @@ def title(action: Action) -> str:
             return "snapshots of all voters"
 
 
-async def perform(cluster: ClusterConfig, action: Action) -> str:
-    """Do it, over the voters' client ports. Raises TrexError, OSError."""
+async def perform(credentials: Path, cluster: ClusterConfig, action: Action) -> str:
+    """Do it, over the voters' client ports, with the admin's ``credentials``. Raises TrexError,
+    OSError."""
     match action:
         case HandOver(to=to):
-            async with connect(cluster, deadline_s=HAND_OVER_S) as client:
+            async with connect(cluster, credentials, deadline_s=HAND_OVER_S) as client:
                 return f"leadership handed over: voter {await client.hand_over(to)} leads"
         case TakeSnapshot(voters=voters):
             taken = []
-            async with connect(cluster, deadline_s=SNAPSHOT_S) as client:
+            async with connect(cluster, credentials, deadline_s=SNAPSHOT_S) as client:
                 for voter in voters:
                     slot = await client.driver.snapshot_now(voter)
                     taken.append(f"voter {voter} at slot {slot:,}")

@@ -110,7 +110,7 @@ class DashApp(App[None]):
         open_feed: OpenFeed,
         *,
         admin: bool = False,
-        act: actions.Act = actions.perform,
+        act: actions.Act | None = None,
         theme: str = "textual-dark",
     ) -> None:
         super().__init__()
@@ -384,6 +384,7 @@ class DashApp(App[None]):
 
     async def _perform(self, cluster: ClusterConfig, action: actions.Action) -> None:
         try:
+            assert self._act is not None, "who may act was given the means"
             words, good = await self._act(cluster, action), True
         except (TrexError, ConfigError, OSError) as error:
             words, good = f"{actions.title(action)} failed: {visible(str(error))}", False
@@ -396,7 +397,7 @@ def run(
     open_feed: OpenFeed,
     *,
     admin: bool = False,
-    act: actions.Act = actions.perform,
+    act: actions.Act | None = None,
     theme: str = "textual-dark",
 ) -> None:
     """Show the dashboard until the operator leaves. Raises what the feed raised."""

@@ -31,6 +31,7 @@ import msgspec
 import typer
 
 from trex_core.cluster import ClusterConfig, ConfigError
+from trex_core.credentials import FOLDER
 from voters.client import (
     Client,
     Fenced,
@@ -40,10 +41,12 @@ from voters.client import (
     Unavailable,
     connect,
 )
-from voters.config import read_cluster
+from voters.config import ADMIN, credentials_folder, read_cluster
 
 if TYPE_CHECKING:
     from dashboard import importer
+    from trex_core.access import Holder
+    from trex_core.credentials import Keys
     from trex_core.metadata.commands import Change, Member
     from voters.driver import Driver
 
@@ -73,12 +76,16 @@ members_app = typer.Typer(help="The members; without a verb, list them.")
 ring_app = typer.Typer(help="The ring; without a verb, who owns how much of it.")
 lease_app = typer.Typer(help="Leases, on which members may live.", no_args_is_help=True)
 leader_app = typer.Typer(help="The leader; without a verb, who it is.")
+cert_app = typer.Typer(help="Certificates: who is who, and may do what.", no_args_is_help=True)
+keys_app = typer.Typer(help="The keys that datagrams are sealed with.", no_args_is_help=True)
 for name, group in (
     ("config", config_app),
     ("members", members_app),
     ("ring", ring_app),
     ("lease", lease_app),
     ("leader", leader_app),
+    ("cert", cert_app),
+    ("keys", keys_app),
 ):
     app.add_typer(group, name=name)
 
@@ -141,8 +148,20 @@ def _whole(
         bool,
         typer.Option("--version", callback=_tell_version, is_eager=True, help="Show the version."),
     ] = False,
+    credentials: Annotated[
+        Path | None,
+        typer.Option(
+            "--credentials",
+            envvar="TREX_CREDENTIALS",
+            help="Folder of your certificate and keys (default: credentials/admin beside the "
+            "cluster file).",
+        ),
+    ] = None,
 ) -> None:
     """A strongly consistent metadata backbone: its client, administration and demo."""
+    del version
+    if credentials is not None:
+        os.environ["TREX_CREDENTIALS"] = str(credentials)
 
 
 # --- how a verb ends ----------------------------------------------------------------------------
@@ -216,10 +235,11 @@ def with_client(
     config: Path | None, deadline_s: float, work: Callable[[Client], Awaitable[None]]
 ) -> None:
     """Run ``work`` with a client of the cluster."""
-    cluster, _ = read_cluster(config)
+    cluster, base = read_cluster(config)
+    credentials = credentials_folder(base, None, ADMIN)
 
     async def run() -> None:
-        async with connect(cluster, deadline_s=deadline_s) as client:
+        async with connect(cluster, credentials, deadline_s=deadline_s) as client:
             await work(client)
 
     anyio.run(run)
@@ -265,7 +285,9 @@ def init(
         ),
     ] = False,
 ) -> None:  # fmt: skip
-    """Write DIR/cluster.toml for a new cluster, with every knob in it."""
+    """Write DIR/cluster.toml for a new cluster, with every knob in it, and its certificates and
+    keys."""
+    from dashboard.authority import AUTHORITY_FOLDER
     from dashboard.cluster_init import format_voters, init_cluster
     from voters.journal import JournalError
 
@@ -273,6 +295,12 @@ def init(
         end(USAGE, "--name: printable characters, without quotes and backslashes")
     path, config = init_cluster(directory, voters, host or [], base_port, name)
     print(path)
+    typer.echo(
+        f"certificates and keys: {path.parent / FOLDER}, a folder for each node, to be copied to "
+        f"its machine and kept secret; {path.parent / AUTHORITY_FOLDER} makes more: keep it safe, "
+        "no node needs it",
+        err=True,
+    )
     if format_:
         try:
             format_voters(path, config)
@@ -283,6 +311,172 @@ def init(
     typer.echo("next, with each voter as N:", err=True)
     for step in steps:
         typer.echo(f"  {step}", err=True)
+
+
+@cert_app.command("issue")
+@told
+def cert_issue(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose; a voter's is voter-N.")],
+    role: Annotated[
+        str,
+        typer.Option(
+            "--role", envvar="TREX_ROLE", help="reader, writer, admin, listener or voter."
+        ),
+    ],
+    prefix: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prefix",
+            envvar="TREX_CERT_PREFIX",
+            help="What a writer may change: keys and member ids that begin so (default: all).",
+        ),
+    ] = None,
+    days: Annotated[
+        int, typer.Option("--days", envvar="TREX_CERT_DAYS", min=1, help="How long it is good.")
+    ] = 365,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", envvar="TREX_CERT_OUT", help="Folder (default: credentials/NAME here)."
+        ),
+    ] = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Make a certificate, and the keys of its role, where `trex init` made the cluster.
+
+    Again for a name that has one: a new one in its place. The old one stays good until it expires
+    or is revoked. A running process takes the new one up within seconds.
+    """
+    from dashboard.authority import read_authority
+    from trex_core.access import ROLES, Grant
+
+    known = next((each for each in ROLES if each == role), None)
+    if known is None:
+        end(USAGE, f"--role is {', '.join(ROLES)}")
+    if "/" in name or name in (".", ".."):
+        end(USAGE, "NAME is the name of a folder too: without a slash")
+    cluster, base = read_cluster(config)
+    folder = out or base / FOLDER / name
+    grant = Grant(name, known, tuple(prefix or ()))
+    holder = read_authority(base, cluster).issue(grant, folder, days)
+    show([_certificate_row(folder, holder)], as_json)
+
+
+@cert_app.command("show")
+@told
+def cert_show(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Only this one's.")] = None,
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """The certificates in the credentials folder here: whose, for what, and until when."""
+    from dashboard.authority import read_holders
+
+    cluster, base = read_cluster(config)
+    rows = [
+        _certificate_row(path.parent, holder)
+        for path, holder in read_holders(base, cluster.cluster_id_bytes)
+        if name in (None, path.parent.name, holder.grant.name)
+    ]
+    show(rows, as_json, f"no certificates in {base / FOLDER}")
+
+
+def _certificate_row(folder: Path, holder: Holder) -> dict[str, object]:
+    from voters.credentials import date
+
+    return {
+        "name": holder.grant.name,
+        "role": holder.grant.role,
+        "prefixes": ", ".join(holder.grant.prefixes) or None,
+        "good until": date(holder.not_after_s),
+        "serial": holder.serial,
+        "folder": str(folder),
+    }
+
+
+@cert_app.command("revoke")
+@told
+def cert_revoke(
+    who: Annotated[
+        str, typer.Argument(metavar="NAME|SERIAL", help="A name in the folder here, or a serial.")
+    ],
+    config: Config = None,
+    deadline: Deadline = DEADLINE,
+    as_json: Json = False,
+) -> None:
+    """Have every voter turn a certificate away from now on, within seconds.
+
+    Of a listener's or admin's also rotate the stream key (`trex keys rotate`): its holder has it.
+    """
+    from dashboard.authority import read_holders
+    from trex_core.access import REVOKED_KEY, revoked_serials, revoked_text
+
+    cluster, base = read_cluster(config)
+    serials = {
+        holder.serial
+        for path, holder in read_holders(base, cluster.cluster_id_bytes)
+        if who in (path.parent.name, holder.grant.name)
+    }
+    if not serials:
+        if not all(each in "0123456789abcdef" for each in who.lower()):
+            end(REFUSED, f"no certificate of {who!r} is in {base / FOLDER}: give its serial")
+        serials = {who.lower()}
+
+    async def work(client: Client) -> None:
+        held = await client.get(REVOKED_KEY, deadline_s=deadline)
+        before = revoked_serials(held.value) if held is not None else frozenset()
+        slot = held.slot if held is not None else 0
+        text = revoked_text(before | serials)
+        done = await client.cas(REVOKED_KEY, slot, text, deadline_s=deadline)
+        show([{"revoked": each, "slot": done.slot} for each in sorted(serials)], as_json)
+
+    with_client(config, deadline, work)
+
+
+@keys_app.command("show")
+@told
+def keys_show(config: Config = None, as_json: Json = False) -> None:
+    """Which keys there are and which one seals, of the voters' and of the stream's. No secrets."""
+    from dashboard.authority import read_authority
+
+    cluster, base = read_cluster(config)
+    show(_key_rows(read_authority(base, cluster).keys), as_json)
+
+
+def _key_rows(keys: Keys) -> list[dict[str, object]]:
+    return [
+        {"ring": name, "epoch": key.epoch, "use": "opens" if place else "seals and opens"}
+        for name, ring in (("voter", keys.voter), ("stream", keys.stream))
+        if ring is not None
+        for place, key in enumerate(ring.keys)
+    ]
+
+
+@keys_app.command("rotate")
+@told
+def keys_rotate(
+    ring: Annotated[
+        str, typer.Option("--ring", envvar="TREX_RING", help="voter, stream or both.")
+    ] = "both",
+    config: Config = None,
+    as_json: Json = False,
+) -> None:
+    """Take the next of three steps to new keys; nothing is interrupted.
+
+    1: a new key that everybody can open with. 2: everybody seals with it. 3: the old one is
+    forgotten. Each step writes the folders in `credentials` here: bring them to their machines, and
+    give the next one once all are there. Running processes read them within seconds.
+    """
+    from dashboard.authority import read_authority
+
+    if ring not in ("voter", "stream", "both"):
+        end(USAGE, "--ring is voter, stream or both")
+    cluster, base = read_cluster(config)
+    authority = read_authority(base, cluster)
+    step = authority.rotate(base, voter=ring != "stream", stream=ring != "voter")
+    show(_key_rows(authority.keys), as_json)
+    typer.echo(step, err=True)
 
 
 @app.command()
@@ -304,8 +498,8 @@ def status(
     from dashboard import tables
     from voters.driver import Driver
 
-    cluster, _ = read_cluster(config)
-    driver = Driver(cluster)
+    cluster, base = read_cluster(config)
+    driver = Driver(cluster, credentials_folder(base, None, ADMIN))
 
     async def look() -> tables.Verdict:
         found = await driver.statuses(STATUS_S)
@@ -388,8 +582,12 @@ def doctor(
         diagnosis = knowledge.no_cluster(str(error))
     else:
         source = config or os.environ.get("TREX_CONFIG") or "cluster.toml"
-        evidence = anyio.run(gather, cluster, str(source), base, directory, seconds)
-        diagnosis = knowledge.examine(evidence)
+        folder = credentials_folder(base, None, ADMIN)
+        try:
+            evidence = anyio.run(gather, cluster, folder, str(source), base, directory, seconds)
+            diagnosis = knowledge.examine(evidence)
+        except ConfigError as error:
+            diagnosis = knowledge.no_cluster(str(error))
     if as_json:
         show([msgspec.structs.asdict(each) for each in diagnosis.checks], as_json)
     else:
@@ -895,9 +1093,10 @@ def watch(
     from listeners.listener import DeadlineError
     from listeners.source import SourceError
 
-    cluster, _ = read_cluster(config)
+    cluster, base = read_cluster(config)
+    credentials = credentials_folder(base, None, ADMIN)
     try:
-        anyio.run(_watch, cluster, since, kind, prefix, count, deadline, as_json)
+        anyio.run(_watch, cluster, credentials, since, kind, prefix, count, deadline, as_json)
     except CompactedError as error:
         end(REFUSED, f"{error.first_slot} is the first slot kept: --since 0 brings the state there")
     except SourceError as error:
@@ -912,6 +1111,7 @@ def watch(
 
 async def _watch(
     cluster: ClusterConfig,
+    credentials: Path,
     since: int | None,
     kind: str | None,
     prefix: str,
@@ -922,7 +1122,7 @@ async def _watch(
     from listeners.changes import Lagged, Reset, SlotChanges
     from listeners.listener import open_listener
 
-    async with open_listener(cluster, name=f"trex-watch-{os.getpid()}") as listener:
+    async with open_listener(cluster, credentials, name=f"trex-watch-{os.getpid()}") as listener:
         await listener.wait_ready(deadline_s)
         typer.echo(f"following {cluster.name} from slot {listener.applied}", err=True)
         shown = 0
@@ -1098,7 +1298,9 @@ def import_(
         end(USAGE, f"--format: known is {', '.join(importer.FORMATS)}")
     cluster, base = read_cluster(config)
     try:
-        imported = _import(cluster, file, in_flight, deadline)
+        imported = _import(
+            cluster, credentials_folder(base, None, ADMIN), file, in_flight, deadline
+        )
     except importer.ImportRefusedError as error:
         end(REFUSED, str(error))
     except importer.ImportStoppedError as error:
@@ -1117,7 +1319,7 @@ def import_(
 
 
 def _import(
-    cluster: ClusterConfig, file: Path, in_flight: int, deadline_s: float
+    cluster: ClusterConfig, credentials: Path, file: Path, in_flight: int, deadline_s: float
 ) -> importer.Imported:
     from rich.console import Console
     from rich.progress import (
@@ -1152,7 +1354,12 @@ def _import(
 
         async def run() -> importer.Imported:
             return await importer.import_file(
-                cluster, source, in_flight_max=in_flight, deadline_s=deadline_s, told=told_rows
+                cluster,
+                credentials,
+                source,
+                in_flight_max=in_flight,
+                deadline_s=deadline_s,
+                told=told_rows,
             )
 
         return anyio.run(run)

@@ -16,6 +16,7 @@ from typing import Final
 
 import msgspec
 
+from dashboard.authority import make_authority
 from dashboard.ports import PORTS_A_VOTER, PortBlock
 from trex_core.cluster import (
     VOTER_COUNTS,
@@ -143,7 +144,8 @@ def _is_loopback(host: str) -> bool:
 def init_cluster(
     directory: Path, voters: int, hosts: Sequence[str], base_port: int | None, name: str
 ) -> tuple[Path, ClusterConfig]:
-    """Write ``directory/cluster.toml``. ``hosts`` are none (all voters on 127.0.0.1), one for all,
+    """Write ``directory/cluster.toml``, and beside it the cluster's authority and everybody's
+    credentials. ``hosts`` are none (all voters on 127.0.0.1), one for all,
     or one for each. Raises :class:`ConfigError`; never overwrites."""
     if voters not in VOTER_COUNTS:
         raise ConfigError(f"--voters must be 1, 3, 5 or 7, not {voters}")
@@ -174,6 +176,11 @@ def init_cluster(
         raise ConfigError(f"{path} exists already; it is not overwritten") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+    try:
+        make_authority(directory, config)
+    except BaseException:
+        path.unlink()  # a cluster without keys is none: the same command may be given again
+        raise
     return path, config
 
 

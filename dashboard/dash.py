@@ -8,6 +8,7 @@ Exit codes: 0 done, 1 refused (configuration, name, group, recording), 2 usage, 
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 import os
@@ -21,9 +22,11 @@ from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
 
-from trex_core.cluster import ConfigError
+from trex_core.cluster import ClusterConfig, ConfigError
+from voters.config import ADMIN, credentials_folder, read_cluster
 
 if TYPE_CHECKING:
+    from dashboard.actions import Act
     from dashboard.feed import Feed
 
 REFUSED: Final = 1
@@ -106,6 +109,15 @@ def dash(
             help="Begin a replay so many seconds after its start.",
         ),
     ] = None,
+    credentials: Annotated[
+        Path | None,
+        typer.Option(
+            "--credentials",
+            envvar="TREX_CREDENTIALS",
+            help="Folder of your certificate and keys (default: credentials/admin beside the "
+            "cluster file).",
+        ),
+    ] = None,
     admin: Annotated[
         bool,
         typer.Option(
@@ -141,13 +153,16 @@ def dash(
         _end(USAGE, why)
     try:
         with _place(directory) as place:
+            act: Act | None = None
             if replay is not None:
                 opened = _replayed(replay, place, 1.0 if speed is None else speed, at or 0.0)
             else:
-                opened = _live(
-                    config, name or default_name(kept=directory is not None), place, record
-                )
-            show(opened, admin=admin, theme=theme)
+                cluster, base = read_cluster(config)
+                folder = credentials_folder(base, credentials, ADMIN)
+                called = name or default_name(kept=directory is not None)
+                opened = _live(cluster, folder, called, place, record)
+                act = performer(folder) if admin else None
+            show(opened, act=act, theme=theme)
     except Exception as error:  # noqa: BLE001 - told in one line, or raised again as it is
         _end(*told(error))
 
@@ -190,7 +205,7 @@ def default_name(*, kept: bool) -> str:
 def show(
     opened: Callable[[], AbstractAsyncContextManager[Feed]],
     *,
-    admin: bool = False,
+    act: Act | None = None,
     theme: str = DEFAULT_THEME,
 ) -> None:
     """Show what ``opened`` feeds until the operator leaves. Raises what opening it raised."""
@@ -199,7 +214,7 @@ def show(
     # Nothing but the dashboard writes to its screen.
     logging.getLogger().addHandler(logging.NullHandler())
     try:
-        run(lambda: _frugal(opened()), admin=admin, theme=theme)
+        run(lambda: _frugal(opened()), admin=act is not None, act=act, theme=theme)
     finally:
         gc.unfreeze()  # else DuckDB's objects outlive its module, and it complains
 
@@ -236,14 +251,19 @@ def told(error: BaseException) -> tuple[int, str]:
 # --- which feed -------------------------------------------------------------------------------
 
 
+def performer(credentials: Path) -> Act:
+    """Performs an admin's actions with ``credentials``."""
+    from dashboard.actions import perform
+
+    return functools.partial(perform, credentials)
+
+
 def _live(
-    config: Path | None, name: str, place: Path, record: Path | None
+    cluster: ClusterConfig, credentials: Path, name: str, place: Path, record: Path | None
 ) -> Callable[[], AbstractAsyncContextManager[Feed]]:
     from dashboard.feed import open_feed
-    from voters.config import read_cluster
 
-    cluster, _ = read_cluster(config)
-    return lambda: open_feed(cluster, name=name, directory=place, record=record)
+    return lambda: open_feed(cluster, credentials, name=name, directory=place, record=record)
 
 
 def _replayed(

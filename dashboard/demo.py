@@ -41,13 +41,16 @@ from dashboard.importer import (
     import_file,
 )
 from dashboard.local import Child, LocalCluster
-from dashboard.member import PREFIX, ZONE
+from dashboard.member import PREFIX, WRITER, ZONE
 from dashboard.view import Did, Event, Trouble
 from listeners.listener import SOCKET_FILE
 from listeners.sql import QueryResult, SqlError, query_socket_async
+from trex_core.access import Grant
 from trex_core.cluster import ClusterConfig, parse_cluster
+from trex_core.credentials import FOLDER
 from trex_core.messages import Status
 from voters.client import Client, OutcomeUnknown, TrexError, connect
+from voters.config import ADMIN
 
 if TYPE_CHECKING:
     from dashboard.feed import Feed
@@ -183,7 +186,11 @@ def demo_on_screen(
             told.wait_for_line(STARTED, START_S)
             cluster = parse_cluster((place / "cluster.toml").read_text())
             name = dash.default_name(kept=False)
-            dash.show(lambda: _on_demo(told, cluster, name, Path(scratch) / "dash"), admin=True)
+            admin = place / FOLDER / ADMIN
+            dash.show(
+                lambda: _on_demo(told, cluster, admin, name, Path(scratch) / "dash"),
+                act=dash.performer(admin),
+            )
         except ChildProcessError:
             failed = True  # it closed its output, so it is ending
             with suppress(TimeoutExpired):
@@ -258,11 +265,11 @@ class _ToldFeed:
 
 @asynccontextmanager
 async def _on_demo(
-    told: Child, cluster: ClusterConfig, name: str, directory: Path
+    told: Child, cluster: ClusterConfig, credentials: Path, name: str, directory: Path
 ) -> AsyncIterator[Feed]:
     from dashboard.feed import open_feed
 
-    async with open_feed(cluster, name=name, directory=directory) as feed:
+    async with open_feed(cluster, credentials, name=name, directory=directory) as feed:
         yield _ToldFeed(feed, told)
 
 
@@ -341,7 +348,8 @@ class _Story:
     async def _scenes(self) -> int:
         await self._start_voters()
         config = parse_cluster(self._cluster.config_path.read_text())
-        async with connect(config, deadline_s=START_S) as client:
+        admin = self._cluster.credentials()
+        async with connect(config, admin, deadline_s=START_S) as client:
             await self._first_leader(client)
             await self._start_followers()
             async with self._writing(client), anyio.create_task_group() as importing:
@@ -372,6 +380,7 @@ class _Story:
         began_s = time.monotonic()
         self._live.update("the listener and the members start")
         observer = self._cluster.start_listener(OBSERVER)
+        self._cluster.authority.issue(Grant(WRITER, "writer"), self._cluster.credentials(WRITER))
         members = [
             self._cluster.start(
                 name, "dashboard.member", "--name", name, "--lease-ms", str(LEASE_MS)
@@ -436,7 +445,12 @@ class _Story:
                 task_status.started()
 
         imported = await import_file(
-            config, source, in_flight_max=IMPORT_IN_FLIGHT, deadline_s=START_S, told=told
+            config,
+            self._cluster.credentials(),
+            source,
+            in_flight_max=IMPORT_IN_FLIGHT,
+            deadline_s=START_S,
+            told=told,
         )
         if not started:
             task_status.started()

@@ -110,6 +110,10 @@ class Evidence(msgspec.Struct, frozen=True):
     offsets_ms: Mapping[int, int]
     places: tuple[Place, ...]
     here: Here
+    now_s: int = 0
+    """The time here, in seconds since 1970."""
+    certificate_until_s: int = 0
+    """When the certificate used here expires; 0: not known."""
 
     @property
     def statuses(self) -> dict[int, Status]:
@@ -652,6 +656,31 @@ def _few(names: list[str]) -> str:
     return shown if len(names) <= NAMES_SHOWN else f"{shown} and {len(names) - NAMES_SHOWN} more"
 
 
+def _certificates(evidence: Evidence) -> Iterator[Check]:
+    ends = {
+        f"voter {voter}": each.certificate_until_s
+        for voter, each in evidence.statuses.items()
+        if each.certificate_until_s
+    }
+    if evidence.certificate_until_s:
+        ends["here"] = evidence.certificate_until_s
+    if not ends or not evidence.now_s:
+        yield Check("certificates", "ok", "cluster", "no voter told when its certificate expires")
+        return
+    for who, until_s in ends.items():
+        left_days = (until_s - evidence.now_s) // 86400
+        if left_days < tables.CERTIFICATE_WARN_S // 86400:
+            ended = until_s <= evidence.now_s
+            yield Check(
+                "certificates", "bad" if ended else "warn", who,
+                "its certificate has expired" if ended
+                else f"its certificate expires in {plural(left_days, 'day')}",
+                "Issue a new one with `trex cert issue`; a running process takes it up by itself.",
+            )  # fmt: skip
+    soonest = min(ends.values()) - evidence.now_s
+    yield Check("certificates", "ok", "cluster", f"good for {plural(soonest // 86400, 'day')}")
+
+
 def _clock(evidence: Evidence) -> Iterator[Check]:
     if evidence.here.synchronised is False:
         yield Check(
@@ -715,6 +744,7 @@ _JUDGES: Final[tuple[_Judge, ...]] = (
     _journal,
     _listeners,
     _versions,
+    _certificates,
     _clock,
     _process,
 )

@@ -514,14 +514,16 @@ def _followed(now_ms: int, listener: Listener) -> Followed:
 @asynccontextmanager
 async def open_feed(
     cluster: ClusterConfig,
+    credentials: Path,
     *,
     name: str,
     directory: Path,
     record: Path | None = None,
     keep: Keep | None = None,
 ) -> AsyncIterator[Feed]:
-    """Follow ``cluster`` live as listener ``name``; its store is in ``directory``. With ``record``,
-    everything heard is written there too. ``keep`` is the test seam of ``listeners.source``.
+    """Follow ``cluster`` live as listener ``name``; its store is in ``directory``, its certificate
+    and keys in ``credentials``. With ``record``, everything heard is written there too. ``keep`` is
+    the test seam of ``listeners.source``.
 
     It opens at once, whether anybody is heard or not. Raises ``ConfigError`` for a bad name,
     ``SourceError`` if the group cannot be joined, ``StoreError`` if the directory cannot be used
@@ -533,7 +535,7 @@ async def open_feed(
     inbox.add(_opened(clock.start_ms, cluster, "live"))
     tap = None if record is None else _Tap(inbox, clock)
     opened = open_listener(
-        cluster, name=name, directory=directory, keep=keep, observer=tap or inbox
+        cluster, credentials, name=name, directory=directory, keep=keep, observer=tap or inbox
     )
     async with _following(opened, inbox) as (listener, tasks):
         recorder: Recorder | None = None
@@ -850,6 +852,7 @@ async def open_replay(
     inbox.add(_opened(header.started_ms, header.cluster, recording.name))
     opened = open_listener(
         header.cluster,
+        None,
         name=header.listener,
         directory=directory,
         seed=0,

@@ -226,6 +226,7 @@ async def _session(client: Client, source: Source) -> tuple[int, int, int]:
 
 async def import_file(
     cluster: ClusterConfig,
+    credentials: Path,
     source: Source,
     *,
     in_flight_max: int,
@@ -239,7 +240,7 @@ async def import_file(
     """
     row = 0
     try:
-        async with connect(cluster, deadline_s=deadline_s) as client:
+        async with connect(cluster, credentials, deadline_s=deadline_s) as client:
             session, key_slot, first_row = await _session(client, source)
             if session == 0:
                 told(source.rows, source.rows)
@@ -256,6 +257,7 @@ async def import_file(
             told(row, source.rows)
             async with open_driver(
                 cluster,
+                credentials,
                 deadline_s=deadline_s,
                 in_flight_max=in_flight_max,
                 session=session,

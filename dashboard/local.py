@@ -21,9 +21,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from dashboard.authority import make_authority
 from dashboard.cluster_init import cluster_file, format_voters
 from dashboard.ports import PortBlock
 from trex_core.cluster import parse_cluster
+from trex_core.credentials import FOLDER
+from voters.config import ADMIN
 
 LINES_KEPT: Final = 20_000
 """Most lines of a child's output kept in memory; its log file keeps them all."""
@@ -198,6 +201,7 @@ class LocalCluster:
             )
         )
         config = parse_cluster(self.config_path.read_text(), str(self.config_path))
+        self.authority = make_authority(self.directory, config)
         format_voters(self.config_path, config)
         return self
 
@@ -235,6 +239,10 @@ class LocalCluster:
         if self._block is not None:
             self._block.close()
             self._block = None
+
+    def credentials(self, name: str = ADMIN) -> Path:
+        """The folder of somebody's credentials: "admin", "listener", "voter-1", ..."""
+        return self.directory / FOLDER / name
 
     @property
     def environment(self) -> dict[str, str]:

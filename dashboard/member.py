@@ -16,11 +16,16 @@ import anyio
 
 from listeners.changes import Lagged, Progress, Reset, SlotChanges
 from listeners.listener import Listener, open_listener
+from trex_core.credentials import FOLDER
 from voters.client import Client, Rejected, connect
 from voters.config import read_cluster
 
 ZONE = "demo"
 """The zone of all members of the demo."""
+WRITER = "members"
+"""Whose credentials they change the ring with."""
+LISTENER = "listener"
+"""And follow it with."""
 PREFIX = "member-"
 """How their ids begin."""
 DEADLINE_S = 30.0
@@ -83,11 +88,11 @@ async def end_on_signal(stop: anyio.Event) -> None:
 
 async def run(name: str, lease_ms: int) -> None:
     """Run the member until SIGTERM."""
-    cluster, _ = read_cluster(None)
+    cluster, base = read_cluster(None)
     stop = anyio.Event()
     async with (
-        open_listener(cluster, name=name) as listener,
-        connect(cluster, deadline_s=DEADLINE_S) as client,
+        open_listener(cluster, base / FOLDER / LISTENER, name=name) as listener,
+        connect(cluster, base / FOLDER / WRITER, deadline_s=DEADLINE_S) as client,
         anyio.create_task_group() as group,
     ):
         group.start_soon(watch_members, listener)

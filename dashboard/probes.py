@@ -33,6 +33,7 @@ import msgspec
 
 from dashboard.doctor import Evidence, Here, Place, Reply
 from dashboard.view import Clock, Opened, Reported, Tipped, View, reduce
+from listeners.credentials import Credentials
 from listeners.source import (
     RECEIVE_BUFFER_BYTES,
     CatchupClient,
@@ -61,11 +62,17 @@ _T = TypeVar("_T")
 
 
 async def gather(
-    cluster: ClusterConfig, source: str, base: Path, directory: Path | None, listen_s: float
+    cluster: ClusterConfig,
+    credentials: Path,
+    source: str,
+    base: Path,
+    directory: Path | None,
+    listen_s: float,
 ) -> Evidence:
     """All that ``doctor`` judges, after ``listen_s`` seconds or a little more. Never raises for
     what is wrong with the cluster or this machine: that is what it reports."""
-    ear = _Ear(cluster)
+    held = Credentials(credentials, cluster.cluster_id_bytes)
+    ear = _Ear(cluster, held)
     replies: dict[int, Reply] = {}
     answered: dict[int, int] = {}
     places: list[Place] = []
@@ -78,7 +85,7 @@ async def gather(
             replies[voter] = Reply(voter, None, 0, f"the name {host} is not known here")
             return
         there = _moved(cluster, voter, address)
-        driver = Driver(there)
+        driver = Driver(there, credentials)
         began_s = time.monotonic()
         status, why = None, ""
         try:
@@ -89,9 +96,9 @@ async def gather(
         if status is not None and status.time_ms:  # told half way, more or less
             answered[voter] = status.time_ms - int((time.time() - took_s / 2) * 1000)
         archive = ""
-        if status is not None and await _ask_archive(there, voter, status.fixed + 1):
+        if status is not None and await _ask_archive(there, held, voter, status.fixed + 1):
             await anyio.sleep_until(ends_s)  # its process may just be starting: once more
-            archive = await _ask_archive(there, voter, status.fixed + 1)
+            archive = await _ask_archive(there, held, voter, status.fixed + 1)
         replies[voter] = Reply(voter, status, int(took_s * 1000), why, archive)
 
     async def look() -> None:
@@ -125,6 +132,8 @@ async def gather(
         offsets_ms={**ear.offsets_ms, **answered},
         places=tuple(places),
         here=msgspec.structs.replace(here[0], trouble=ear.trouble),
+        now_s=int(time.time()),
+        certificate_until_s=held.holder.not_after_s,
     )
 
 
@@ -155,9 +164,11 @@ def _moved(cluster: ClusterConfig, voter: int, address: str) -> ClusterConfig:
     return msgspec.structs.replace(cluster, voters=voters)
 
 
-async def _ask_archive(cluster: ClusterConfig, voter: int, first: int) -> str:
+async def _ask_archive(
+    cluster: ClusterConfig, credentials: Credentials, voter: int, first: int
+) -> str:
     """Ask a voter's archive for what it cannot have yet; why it did not answer, "" if it did."""
-    client = CatchupClient(cluster, NAME, Counter(), None)
+    client = CatchupClient(cluster, credentials, NAME, Counter(), None)
     try:
         with anyio.fail_after(STATUS_S):
             await client.entries(voter, first)
@@ -207,8 +218,9 @@ class _Ear:
     """Hears the stream and makes a view of it. It follows no slots: a doctor is no listener, asks
     no archive for what is past and reports nothing of itself."""
 
-    def __init__(self, cluster: ClusterConfig) -> None:
+    def __init__(self, cluster: ClusterConfig, credentials: Credentials) -> None:
         self._cluster = cluster
+        self._credentials = credentials
         self._since_ms = int(time.time() * 1000)
         self._since_s = time.monotonic()
         timing = cluster.timing
@@ -226,7 +238,7 @@ class _Ear:
         """Hear what comes for so long."""
         try:
             keep = drop_from_environment(NAME)
-            source = Source(self._cluster, Counter(), keep=keep)
+            source = Source(self._cluster, self._credentials, Counter(), keep=keep)
         except (OSError, ConfigError) as error:
             self.trouble = getattr(error, "strerror", None) or str(error)
             return

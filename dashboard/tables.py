@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 Row: TypeAlias = Mapping[str, object]
+CERTIFICATE_WARN_S: Final = 30 * 86400
+"""A certificate that ends within so many seconds is spoken of."""
 BEHIND_SLOTS: Final = 1000
 """A voter that lacks more slots than this is called behind."""
 PIPE_COLUMNS: Final = 1000
@@ -193,6 +195,7 @@ def judge(config: ClusterConfig, found: Mapping[int, Status | Unavailable]) -> V
     majority = len(config.voters) // 2 + 1
     leaders = [each for each in known.values() if each.role == "leader"]
     missing = f" Not answering: {_listed(silent)}." if silent else ""
+    missing += _expiring(known)
     if not leaders:
         if len(known) < majority:
             why = f"{len(known)} of {len(found)} voters answer and {majority} are needed"
@@ -215,6 +218,17 @@ def judge(config: ClusterConfig, found: Mapping[int, Status | Unavailable]) -> V
     else:
         words += " Any one voter may be stopped; the leader hands over first."
     return Verdict(words, len(fresh) >= majority, leader.voter, may_stop)
+
+
+def _expiring(known: Mapping[int, Status]) -> str:
+    """Whose certificates end soon, by the clock of each voter itself."""
+    words = ""
+    for voter, each in known.items():
+        left_s = each.certificate_until_s - each.time_ms // 1000
+        if each.certificate_until_s and left_s < CERTIFICATE_WARN_S:
+            when = "has expired" if left_s <= 0 else f"expires in {left_s // 86400} days"
+            words += f" The certificate of voter {voter} {when}: `trex cert issue` makes a new one."
+    return words
 
 
 def _listed(voters: Sequence[int]) -> str:

@@ -30,7 +30,9 @@ import anyio
 import msgspec
 
 from dashboard.local import Child, LocalCluster
+from trex_core.access import voter_name
 from trex_core.cluster import ClusterConfig
+from trex_core.credentials import FOLDER
 from voters import Driver, Failed, TrexError, open_driver, open_voter, read_cluster
 
 DEADLINE_S: Final = 15.0
@@ -151,20 +153,20 @@ class StackProxy:
 # --- running it ---------------------------------------------------------------------------------
 
 
-async def run_voter(cluster: ClusterConfig, voter: int, directory: Path) -> None:
+async def run_voter(cluster: ClusterConfig, voter: int, directory: Path, credentials: Path) -> None:
     """One voter, until SIGTERM or Ctrl-C."""
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with open_voter(cluster, voter, directory, StackMachine()):
+        async with open_voter(cluster, voter, directory, StackMachine(), credentials=credentials):
             print(f"voter {voter} runs", flush=True)
             async for _ in signals:
                 break
 
 
 async def with_proxy(
-    cluster: ClusterConfig, work: Callable[[StackProxy, Driver], Awaitable[None]]
+    cluster: ClusterConfig, credentials: Path, work: Callable[[StackProxy, Driver], Awaitable[None]]
 ) -> None:
     """Run ``work`` with the stack of a cluster."""
-    async with open_driver(cluster, deadline_s=DEADLINE_S) as driver:
+    async with open_driver(cluster, credentials, deadline_s=DEADLINE_S) as driver:
         await work(StackProxy(driver), driver)
 
 
@@ -203,13 +205,13 @@ def story() -> None:
             except IndexError as error:
                 print(f"pop: IndexError, {error}")
 
-        anyio.run(with_proxy, cluster, first)
+        anyio.run(with_proxy, cluster, here.credentials(), first)
         for voter in here.voter_ids:
             here.voter(voter).kill()
         print("all voters were killed; they start again")
         for voter in here.voter_ids:
             start_voter(here, voter)
-        anyio.run(with_proxy, cluster, second)
+        anyio.run(with_proxy, cluster, here.credentials(), second)
 
 
 def main() -> None:
@@ -235,7 +237,8 @@ def main() -> None:
     cluster, base = read_cluster(asked.config)
     if asked.verb == "voter":
         directory = base / cluster.voter(asked.id).directory
-        anyio.run(run_voter, cluster, asked.id, directory)
+        credentials = base / FOLDER / voter_name(asked.id)
+        anyio.run(run_voter, cluster, asked.id, directory, credentials)
         return
 
     async def work(stack: StackProxy, _: Driver) -> None:
@@ -249,7 +252,7 @@ def main() -> None:
                 print(await stack.peek())
 
     try:
-        anyio.run(with_proxy, cluster, work)
+        anyio.run(with_proxy, cluster, base / FOLDER / "admin", work)
     except (TrexError, IndexError) as error:
         sys.exit(str(error))
 

@@ -28,10 +28,13 @@ from listeners.source import SourceError
 from listeners.sql import SqlError, contain_memory
 from listeners.store import StoreError
 from trex_core.cluster import ClusterConfig, ConfigError, parse_cluster
+from trex_core.credentials import FOLDER
 from trex_core.machine import TooOld
 
 REFUSED: Final = 1
 BROKEN: Final = 3
+ROLE: Final = "listener"
+"""Whose credentials it has if no others are named."""
 STATUS_FILE: Final = "status.json"
 MEMORY_MARGIN_BYTES: Final = 2 << 30
 """What the process may map beyond what it has at the start, in bytes: state, store and queries."""
@@ -70,6 +73,15 @@ def run(
             "--config", envvar="TREX_CONFIG", help="The cluster file (default: cluster.toml)."
         ),
     ] = None,
+    credentials: Annotated[
+        Path | None,
+        typer.Option(
+            "--credentials",
+            envvar="TREX_CREDENTIALS",
+            help="Folder of its certificate and keys (default: credentials/listener beside the "
+            "cluster file).",
+        ),
+    ] = None,
     status_interval: Annotated[
         float,
         typer.Option(
@@ -83,10 +95,11 @@ def run(
     """Follow the cluster until SIGTERM or Ctrl-C; what is applied by then is stored."""
     _log_to_stderr()
     try:
-        cluster = _read_cluster(config)
+        cluster, base = _read_cluster(config)
         anyio.run(
             _run,
             cluster,
+            credentials or base / FOLDER / ROLE,
             name,
             directory,
             status_interval,
@@ -119,7 +132,7 @@ def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return error
 
 
-def _read_cluster(path: Path | None) -> ClusterConfig:
+def _read_cluster(path: Path | None) -> tuple[ClusterConfig, Path]:
     file = path or Path("cluster.toml")
     try:
         text = file.read_text(encoding="utf-8")
@@ -130,15 +143,17 @@ def _read_cluster(path: Path | None) -> ClusterConfig:
         ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file} is not text in UTF-8") from error
-    return parse_cluster(text, str(file))
+    return parse_cluster(text, str(file)), file.resolve().parent
 
 
 async def _run(
-    cluster: ClusterConfig, name: str, directory: Path, status_interval_s: float
+    cluster: ClusterConfig, credentials: Path, name: str, directory: Path, status_interval_s: float
 ) -> None:
     try:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async with open_listener(cluster, name=name, directory=directory) as listener:
+            async with open_listener(
+                cluster, credentials, name=name, directory=directory
+            ) as listener:
                 contain_memory(MEMORY_MARGIN_BYTES)
                 gc.collect()
                 gc.freeze()

@@ -72,6 +72,7 @@ class BlockingListener:
     def __init__(
         self,
         cluster: ClusterConfig,
+        credentials: Path,
         *,
         name: str,
         directory: Path | None = None,
@@ -85,7 +86,12 @@ class BlockingListener:
             self._listener: Listener = stack.enter_context(
                 self._portal.wrap_async_context_manager(
                     open_listener(
-                        cluster, name=name, directory=directory, seed=seed, options=options
+                        cluster,
+                        credentials,
+                        name=name,
+                        directory=directory,
+                        seed=seed,
+                        options=options,
                     )
                 )
             )

@@ -47,6 +47,7 @@ from listeners.changes import (
     Subscription,
     Window,
 )
+from listeners.credentials import Credentials
 from listeners.source import (
     CatchupError,
     Keep,
@@ -872,6 +873,7 @@ class Listener:
 @asynccontextmanager
 async def open_listener(
     cluster: ClusterConfig,
+    credentials: Path | None,
     *,
     name: str,
     directory: Path | None = None,
@@ -883,6 +885,7 @@ async def open_listener(
 ) -> AsyncIterator[Listener]:
     """Follow ``cluster`` as ``name`` until the block ends.
 
+    ``credentials`` is the folder of its certificate and keys; None only together with ``network``.
     With a ``directory`` it keeps a store there (``store.duckdb``) and goes on from it at the next
     start, without anybody's help; without one it keeps nothing and imports no database. ``seed``
     feeds the back-off of repairs (default: random), ``keep`` is the test seam of ``source``.
@@ -891,7 +894,8 @@ async def open_listener(
 
     Should the listener fail (its store, its observer, or a fixed slot of a newer feature level),
     the block is cancelled and the error raised from here: :class:`listeners.store.StoreError`,
-    :class:`trex_core.machine.TooOld`. Raises :class:`ConfigError` for a bad name, ``SourceError``
+    :class:`trex_core.machine.TooOld`. Raises :class:`ConfigError` for a bad name or credentials
+    that are of no use, ``SourceError``
     if the group cannot be joined.
     """
     if not name.isprintable() or not 0 < len(name.encode(errors="replace")) <= NAME_BYTES_MAX:
@@ -899,7 +903,10 @@ async def open_listener(
     if network is None:
         if keep is None:
             keep = drop_from_environment(name)
-        network = Sockets(cluster, name, directory, keep)
+        if credentials is None:
+            raise ConfigError("a listener needs credentials: `trex cert issue --role listener`")
+        held = Credentials(credentials, cluster.cluster_id_bytes)
+        network = Sockets(cluster, held, name, directory, keep)
     if seed is None:
         seed = random.SystemRandom().getrandbits(63)
     store: Store | None = None

@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 import random
+import secrets
 import socket
 import struct
 import tempfile
@@ -32,7 +34,10 @@ import anyio
 import anyio.abc
 import anyio.to_thread
 import msgspec
+from anyio.streams.tls import TLSAttribute, TLSStream
 
+from listeners.credentials import Credentials, other_end, tls_trouble
+from trex_core.access import why_not_voter
 from trex_core.cluster import ClusterConfig, ConfigError
 from trex_core.messages import (
     CHAIN_BYTES,
@@ -54,8 +59,8 @@ from trex_core.messages import (
     message_tag,
 )
 from trex_core.roster import REPORTS_PER_S_MAX, sane
+from trex_core.seal import STREAM_SALT_BYTES, Sealer, StreamOpener
 from trex_core.wire import (
-    HEADER_BYTES,
     Channel,
     Frame,
     FrameBuffer,
@@ -66,7 +71,6 @@ from trex_core.wire import (
     decode_stream,
     encode_body,
     frame,
-    unframe,
 )
 
 RECEIVE_BUFFER_BYTES: Final = 8 << 20
@@ -83,6 +87,9 @@ SNAPSHOT_BYTES_MAX: Final = 1 << 32
 """Largest snapshot a listener downloads, in bytes."""
 REPORTS_HEARD_PER_S: Final = 4 * REPORTS_PER_S_MAX
 """Most listeners' reports taken in one second; what a flood brings beyond is dropped unread."""
+REFRESH_S: Final = 1.0
+"""Whether credentials were written anew is looked at so often, in seconds."""
+LOG: Final = logging.getLogger("trex.listener")
 DROP_VARIABLE: Final = "TREX_TEST_DROP_PERCENT"
 SEED_VARIABLE: Final = "TREX_TEST_DROP_SEED"
 _READ_BYTES: Final = 1 << 18
@@ -202,20 +209,28 @@ class Sockets:
     ``directory`` (None: where temporary files do)."""
 
     def __init__(
-        self, cluster: ClusterConfig, name: str, directory: Path | None, keep: Keep | None
+        self,
+        cluster: ClusterConfig,
+        credentials: Credentials,
+        name: str,
+        directory: Path | None,
+        keep: Keep | None,
     ) -> None:
         self._cluster = cluster
+        self._credentials = credentials
         self._name = name
         self._directory = directory
         self._keep = keep
 
     def stream(self, counters: Counter[str]) -> Source:
         """Joins the group. Raises :class:`SourceError`."""
-        return Source(self._cluster, counters, keep=self._keep)
+        return Source(self._cluster, self._credentials, counters, keep=self._keep)
 
     def archives(self, counters: Counter[str]) -> CatchupClient:
         """Connects when asked something."""
-        return CatchupClient(self._cluster, self._name, counters, self._directory)
+        return CatchupClient(
+            self._cluster, self._credentials, self._name, counters, self._directory
+        )
 
 
 # --- multicast ------------------------------------------------------------------------------
@@ -288,7 +303,12 @@ class Source:
     """
 
     def __init__(
-        self, cluster: ClusterConfig, counters: Counter[str], *, keep: Keep | None = None
+        self,
+        cluster: ClusterConfig,
+        credentials: Credentials,
+        counters: Counter[str],
+        *,
+        keep: Keep | None = None,
     ) -> None:
         self.counters = counters
         self._cluster_id = cluster.cluster_id_bytes
@@ -298,8 +318,14 @@ class Source:
         self._reassembler = Reassembler()
         self._inbox: deque[tuple[bool, bytes]] = deque()
         # The random incarnation marks what we say ourselves, which the group sends back to us.
-        self._identity = Identity(self._cluster_id, incarnation=random.getrandbits(63) + 1)
-        self._sent = 0
+        self._identity = Identity(self._cluster_id, incarnation=secrets.randbits(63) + 1)
+        ring = credentials.keys.stream
+        if ring is None:
+            raise ConfigError(f"{credentials.folder}: keys.toml holds no stream key")
+        salt = secrets.token_bytes(STREAM_SALT_BYTES)
+        self._sealer = Sealer(Channel.STREAM, self._identity, ring.first, salt)
+        self._opener = StreamOpener(self._cluster_id, ring)
+        self._credentials = credentials
         self._reports_left = REPORTS_HEARD_PER_S
         self._reports_second = 0
         self._waiter: asyncio.Future[None] | None = None
@@ -307,6 +333,7 @@ class Source:
         self._reading = False
         self._closed = False
         self._loop = asyncio.get_running_loop()
+        self._refresh_s = 0.0
         self._stream = _group_socket(cluster, cluster.stream.port)
         try:
             self._repair = _group_socket(cluster, cluster.stream.repair_port)
@@ -349,9 +376,6 @@ class Source:
                     if keep is not None and not keep(data):
                         self.counters["dropped_by_test"] += 1
                         continue
-                elif self._report_too_many(data):
-                    self.counters["dropped_report_flood"] += 1
-                    continue
                 inbox.append((is_repair, data))
         except (BlockingIOError, InterruptedError):
             pass
@@ -362,15 +386,31 @@ class Source:
         if inbox:
             self.wake()
 
-    def _report_too_many(self, data: bytes) -> bool:
+    def _report_too_many(self, body: bytes) -> bool:
         """Whether this is one report more than is taken in a second."""
-        if message_tag(data[HEADER_BYTES : HEADER_BYTES + 4]) != LISTENER_REPORT_TAG:
+        if message_tag(body[:4]) != LISTENER_REPORT_TAG:
             return False
         second = int(self._loop.time())
         if second != self._reports_second:
             self._reports_second, self._reports_left = second, REPORTS_HEARD_PER_S
         self._reports_left -= 1
         return self._reports_left < 0
+
+    def _refresh(self) -> None:
+        """Take up keys that were rotated and a certificate that was renewed."""
+        self._refresh_s = self._loop.time() + REFRESH_S
+        try:
+            if not self._credentials.refresh():
+                return
+        except ConfigError as error:
+            fields = {"trex_fields": {"why": str(error)}}
+            LOG.error("listener.credentials.refused", extra=fields)  # noqa: TRY400 - says it all
+            return
+        ring = self._credentials.keys.stream
+        if ring is not None:
+            self._opener.use(ring)
+            self._sealer.use(ring.first)
+        LOG.info("listener.credentials.read")
 
     def wake(self) -> None:
         """End the current or the next :meth:`wait`."""
@@ -382,6 +422,8 @@ class Source:
     async def wait(self, until_s: float | None) -> None:
         """Wait until something was received, :meth:`wake` was called, or the loop's clock shows
         ``until_s``. When something is left to take it gives way for one turn of the loop only."""
+        if self._loop.time() >= self._refresh_s:
+            self._refresh()
         if not self._reading and not self._closed and len(self._inbox) < INBOX_DATAGRAMS_MAX // 2:
             self._resume()
         if self._woken or self._inbox:
@@ -412,10 +454,12 @@ class Source:
         return None
 
     def _decode(self, data: bytes, is_repair: bool) -> Heard | None:
-        whole = unframe(data, self._cluster_id, Channel.STREAM)
+        whole = self._opener.open(data)
         if is_repair:
             if whole.sender == 0 and whole.incarnation == self._identity.incarnation:
                 return None
+            if self._report_too_many(whole.body):
+                raise FrameError("report_flood")
         elif whole.sender not in self._voters:
             raise FrameError("sender")
         body = self._reassembler.add(whole)
@@ -438,8 +482,7 @@ class Source:
         self._say(report, "reports_sent")
 
     def _say(self, message: RepairRequest | ListenerReport, counter: str) -> None:
-        self._sent += 1
-        data = frame(self._identity, Channel.STREAM, encode_body(message), counter=self._sent)
+        (data,) = self._sealer.datagrams(encode_body(message))
         try:
             self._stream.sendto(data, self._repair_address)
             self.counters[counter] += 1
@@ -477,14 +520,20 @@ class CatchupClient:
     """
 
     def __init__(
-        self, cluster: ClusterConfig, name: str, counters: Counter[str], directory: Path | None
+        self,
+        cluster: ClusterConfig,
+        credentials: Credentials,
+        name: str,
+        counters: Counter[str],
+        directory: Path | None,
     ) -> None:
         self._cluster = cluster
+        self._credentials = credentials
         self._name = name
         self._counters = counters
         self._directory = directory
         self._identity = Identity(cluster.cluster_id_bytes)
-        self._stream: anyio.abc.SocketStream | None = None
+        self._stream: TLSStream | None = None
         self._voter = 0
         self._buffer = FrameBuffer(cluster.cluster_id_bytes, Channel.CATCHUP)
         self._download: _Download | None = None
@@ -591,26 +640,40 @@ class CatchupClient:
             await self._hang_up()
             self._counters[f"dropped_{error.reason}"] += 1
             raise CatchupError(voter, f"sent a bad frame ({error.reason})") from error
-        except (OSError, anyio.EndOfStream, anyio.BrokenResourceError) as error:
+        except (OSError, anyio.EndOfStream, anyio.BrokenResourceError, ConfigError) as error:
             await self._hang_up()
-            raise CatchupError(voter, str(error) or type(error).__name__) from error
+            why = tls_trouble(error.__cause__ or error) or str(error) or type(error).__name__
+            raise CatchupError(voter, why) from error
         except BaseException:
             # Cancelled in the middle of an answer: the connection cannot be used again.
             await self._hang_up()
             raise
 
-    async def _connected(self, voter: int) -> anyio.abc.SocketStream:
+    async def _connected(self, voter: int) -> TLSStream:
         if self._stream is not None and self._voter == voter:
             return self._stream
         await self._hang_up()
         entry = self._cluster.voter(voter)
         with anyio.fail_after(CONNECT_DEADLINE_S):
-            stream = await anyio.connect_tcp(entry.host, entry.archive_port)
+            stream = await anyio.connect_tcp(
+                entry.host,
+                entry.archive_port,
+                ssl_context=self._credentials.client,
+                tls_standard_compatible=False,
+            )
+        session = stream.extra(TLSAttribute.ssl_object)  # noqa: S610 - not SQL
+        try:
+            holder = other_end(session, self._cluster.cluster_id_bytes)
+            if why := why_not_voter(holder.grant, voter):
+                raise ConfigError(why)
+        except ConfigError:
+            await anyio.aclose_forcefully(stream)
+            raise
         self._stream, self._voter = stream, voter
         self._buffer = FrameBuffer(self._cluster.cluster_id_bytes, Channel.CATCHUP)
         return stream
 
-    async def _next_frame(self, stream: anyio.abc.SocketStream) -> Frame:
+    async def _next_frame(self, stream: TLSStream) -> Frame:
         while True:
             data = await stream.receive(_READ_BYTES)
             self._counters["catchup_bytes"] += len(data)

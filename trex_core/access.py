@@ -12,12 +12,13 @@ role       may
 =========  =====================================================================================
 reader     ask for state and status
 writer     that; and submit commands, open and close sessions, renew leases
-admin      that; and hand leadership over, have snapshots written
 listener   ask for state and status; hear the stream, fetch what it missed
+admin      all that a writer and a listener may; change the cluster's own keys, which begin with
+           ``trex/``; hand leadership over, have snapshots written
 voter      speak to voters; all that a listener may
 =========  =====================================================================================
 
-Values in, values out: certificates are read elsewhere.
+Values in, values out: who holds a certificate, and until when it is good, is asked elsewhere.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Final, Literal, TypeAlias, get_args
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 import msgspec
+from cryptography import x509
 
 from trex_core.cluster import ConfigError
 from trex_core.messages import (
@@ -47,6 +49,11 @@ PREFIXES_MAX: Final = 32
 """Most prefixes of one certificate."""
 PREFIX_CHARS_MAX: Final = 256
 NAME_CHARS_MAX: Final = 128
+
+RESERVED_PREFIX: Final = "trex/"
+"""Keys that begin so are the cluster's own: only an admin may change them."""
+REVOKED_KEY: Final = RESERVED_PREFIX + "revoked"
+"""Its value is the JSON array of the serials of all revoked certificates."""
 
 Named: TypeAlias = tuple[Literal["config", "member", "lease", ""], str]
 """What a command would change, by kind and name; ("", "") where nobody can tell."""
@@ -108,6 +115,62 @@ def grant_of(uris: Sequence[str], cluster_id: bytes) -> Grant:
     return Grant(unquote(name), known, tuple(prefix for _, prefix in query))
 
 
+class Holder(msgspec.Struct, frozen=True):
+    """What a certificate says: ``grant``; from when to when it is good, in seconds since 1970; and
+    ``serial``, its number in hexadecimal digits, by which it is revoked."""
+
+    grant: Grant
+    serial: str
+    not_before_s: int
+    not_after_s: int
+
+
+def holder_of(certificate: bytes, cluster_id: bytes) -> Holder:
+    """Read a certificate (PEM, or DER). Who signed it is not asked here: TLS does. Raises
+    :class:`ConfigError` when it is none of this cluster."""
+    try:
+        if certificate.lstrip().startswith(b"-----BEGIN"):
+            read = x509.load_pem_x509_certificate(certificate)
+        else:
+            read = x509.load_der_x509_certificate(certificate)
+        names = read.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+        begins, ends = read.not_valid_before_utc, read.not_valid_after_utc
+    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
+        raise ConfigError("the certificate cannot be read, or names nobody") from error
+    return Holder(
+        grant_of(uris, cluster_id),
+        f"{read.serial_number:x}",
+        int(begins.timestamp()),
+        int(ends.timestamp()),
+    )
+
+
+def voter_name(voter: int) -> str:
+    """What a voter is called in its certificate."""
+    return f"voter-{voter}"
+
+
+def why_not_voter(grant: Grant, voter: int) -> str:
+    """Why a certificate with ``grant`` does not prove that its holder is voter ``voter``; "" if it
+    does."""
+    if grant.role == "voter" and grant.name == voter_name(voter):
+        return ""
+    return f"its certificate is of {grant.name!r}, a {grant.role}, not of voter {voter}"
+
+
+def voter_of(grant: Grant) -> int:
+    """Which voter holds this; 0: none."""
+    number = grant.name.removeprefix("voter-")
+    good = grant.role == "voter" and number.isascii() and number.isdigit() and len(number) <= 5
+    return int(number) if good else 0
+
+
+def nothing_named(_command: bytes) -> Named:
+    """The names of a state machine whose commands only its author understands."""
+    return "", ""
+
+
 _READERS: Final = frozenset(ROLES)
 _WRITERS: Final = frozenset({"writer", "admin"})
 _ADMINS: Final = frozenset({"admin"})
@@ -121,7 +184,7 @@ def why_denied(grant: Grant, request: object, names: Names) -> str:
             return _lacks(grant, "ask", _READERS)
         case Submit() if request.kind == Kind.COMMAND:
             return _lacks(grant, "change anything", _WRITERS) or _out_of_reach(
-                grant, request.command, names
+                grant, *names(request.command)
             )
         case Submit() | SessionQuery() | Renew():
             return _lacks(grant, "change anything", _WRITERS)
@@ -140,10 +203,11 @@ def _lacks(grant: Grant, what: str, roles: frozenset[str]) -> str:
     return f"{grant.name!r} is a {grant.role}; to {what} takes a {needed}"
 
 
-def _out_of_reach(grant: Grant, command: bytes, names: Names) -> str:
+def _out_of_reach(grant: Grant, kind: str, name: str) -> str:
+    if kind == "config" and name.startswith(RESERVED_PREFIX) and grant.role != "admin":
+        return _lacks(grant, f"change {name!r}", _ADMINS)
     if not grant.prefixes:
         return ""
-    kind, name = names(command)
     reach = ", ".join(map(repr, grant.prefixes))
     if kind in ("config", "member"):
         if name.startswith(grant.prefixes):
@@ -157,3 +221,16 @@ def _out_of_reach(grant: Grant, command: bytes, names: Names) -> str:
             "others may hang: let it run out"
         )
     return f"{grant.name!r} may change what begins with {reach} only; this names nothing"
+
+
+def revoked_serials(text: str) -> frozenset[str]:
+    """What the value of REVOKED_KEY says. Raises :class:`ConfigError` when it says nothing."""
+    try:
+        return frozenset(msgspec.json.decode(text.encode(), type=list[str]))
+    except (ValueError, UnicodeError) as error:
+        raise ConfigError(f"{REVOKED_KEY} is not a JSON array of serials") from error
+
+
+def revoked_text(serials: frozenset[str]) -> str:
+    """The inverse of :func:`revoked_serials`."""
+    return msgspec.json.encode(sorted(serials)).decode()

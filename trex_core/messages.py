@@ -290,6 +290,19 @@ class Fenced(msgspec.Struct, frozen=True, array_like=True, tag=14, gc=False):
     expected: Number
 
 
+class SealTold(msgspec.Struct, frozen=True, array_like=True, tag=16, gc=False):
+    """What a voter tells another first on each of their TLS links: its datagrams are sealed with
+    the voter key of ``epoch`` and ``secret`` (``trex_core.seal``), the next of them is number
+    ``counter``. It is for the other's shell; ``step`` never sees it."""
+
+    epoch: Number
+    secret: bytes
+    counter: Number
+
+    def __repr__(self) -> str:
+        return f"SealTold(epoch={self.epoch}, secret=..., counter={self.counter})"
+
+
 class CatchUp(msgspec.Struct, frozen=True, array_like=True, tag=15, gc=False):
     """An instruction to the sender's own shell: catch up from ``first`` at voter ``Send.to``
     over TCP. It never crosses the wire."""
@@ -631,7 +644,8 @@ class PeerView(msgspec.Struct, frozen=True, array_like=True):
 
 class Status(msgspec.Struct, frozen=True, array_like=True, tag=103):
     """One voter's own view, for ``trex status``. ``time_ms`` is its wall clock, in milliseconds
-    since 1970 (informational; 0: it did not say)."""
+    since 1970 (informational; 0: it did not say); ``certificate_until_s`` is when its certificate
+    expires, in seconds since then."""
 
     id: int
     voter: int
@@ -658,6 +672,7 @@ class Status(msgspec.Struct, frozen=True, array_like=True, tag=103):
     version: str
     uptime_s: int
     time_ms: int = 0
+    certificate_until_s: int = 0
 
 
 ClientReply: TypeAlias = Outcome | Answer | Refusal | Status
@@ -673,6 +688,7 @@ class RefusalReason:
     LEADERSHIP_LOST: Final = 5
     MALFORMED: Final = 6
     DISK_FULL: Final = 7
+    UNAUTHORIZED: Final = 8
 
 
 class OutcomeStatus:

@@ -49,6 +49,8 @@ from trex_core.wire import (
 )
 
 KEY_BYTES: Final = 32
+STREAM_SALT_BYTES: Final = 4
+"""Drawn at each start of whoever speaks on the stream, so that no nonce is used twice."""
 EPOCH_MAX: Final = 0xFFFF
 KEYS_MAX: Final = 4
 """Most keys of a ring: the one in use, and those of a rotation on its way."""

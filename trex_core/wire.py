@@ -42,6 +42,7 @@ from trex_core.messages import (
     ClientReply,
     ClientRequest,
     PeerMessage,
+    SealTold,
     StreamMessage,
 )
 from trex_core.state import Record
@@ -113,6 +114,9 @@ T = TypeVar("T")
 
 _encoder = msgspec.msgpack.Encoder()
 _peer: msgspec.msgpack.Decoder[PeerMessage] = msgspec.msgpack.Decoder(PeerMessage)
+_link: msgspec.msgpack.Decoder[PeerMessage | SealTold] = msgspec.msgpack.Decoder(
+    PeerMessage | SealTold
+)
 _stream: msgspec.msgpack.Decoder[StreamMessage] = msgspec.msgpack.Decoder(StreamMessage)
 _request: msgspec.msgpack.Decoder[ClientRequest] = msgspec.msgpack.Decoder(ClientRequest)
 _reply: msgspec.msgpack.Decoder[ClientReply] = msgspec.msgpack.Decoder(ClientReply)
@@ -246,6 +250,11 @@ def _decoded(decoder: msgspec.msgpack.Decoder[T], body: bytes) -> T:
 def decode_peer(body: bytes) -> PeerMessage:
     """Decode a voter-to-voter message. Raises :class:`FrameError` ("body")."""
     return _decoded(_peer, body)
+
+
+def decode_link(body: bytes) -> PeerMessage | SealTold:
+    """Decode what comes over a voter's TLS link. Raises :class:`FrameError` ("body")."""
+    return _decoded(_link, body)
 
 
 def decode_stream(body: bytes) -> StreamMessage:

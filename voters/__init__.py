@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         Rejected,
         TooLarge,
         TrexError,
+        Unauthorized,
         Unavailable,
         open_driver,
     )
@@ -46,6 +47,7 @@ __all__ = [
     "StartError",
     "TooLarge",
     "TrexError",
+    "Unauthorized",
     "Unavailable",
     "Voter",
     "VoterFailedError",

@@ -15,12 +15,14 @@ from typing import Annotated, Final, NoReturn
 import anyio
 import typer
 
+from trex_core.access import voter_name
 from trex_core.cluster import ClusterConfig, ConfigError
 from trex_core.machine import TooOld
 from voters.config import (
     StartError,
     VoterFailedError,
     VoterPaths,
+    credentials_folder,
     read_cluster,
     voter_paths,
 )
@@ -51,15 +53,26 @@ Id = Annotated[
 ]
 
 
+Credentials = Annotated[
+    Path | None,
+    typer.Option(
+        "--credentials",
+        envvar="TREX_CREDENTIALS",
+        help="Folder of the voter's certificate and keys (default: credentials/voter-N beside the "
+        "cluster file).",
+    ),
+]
+
+
 def _end(code: int, text: str) -> NoReturn:
     typer.echo(f"trex-voter: {text}", err=True)
     raise typer.Exit(code)
 
 
-def _found(config: Path | None, voter: int) -> tuple[ClusterConfig, VoterPaths]:
+def _found(config: Path | None, voter: int) -> tuple[ClusterConfig, VoterPaths, Path]:
     try:
         cluster, base = read_cluster(config)
-        return cluster, voter_paths(cluster, voter, base)
+        return cluster, voter_paths(cluster, voter, base), base
     except ConfigError as error:
         _end(REFUSED, str(error))
 
@@ -67,7 +80,7 @@ def _found(config: Path | None, voter: int) -> tuple[ClusterConfig, VoterPaths]:
 @app.command("format")
 def format_(voter: Id, config: Config = None) -> None:
     """Make the first journal of a new voter. Once in its life: a replaced disk is no new voter."""
-    cluster, paths = _found(config, voter)
+    cluster, paths, _ = _found(config, voter)
     try:
         incarnation = format_journal(paths.journal, cluster.cluster_id_bytes, voter)
         paths.snapshots.mkdir(parents=True, exist_ok=True)
@@ -77,13 +90,15 @@ def format_(voter: Id, config: Config = None) -> None:
 
 
 @app.command()
-def run(voter: Id, config: Config = None) -> None:
+def run(voter: Id, config: Config = None, credentials: Credentials = None) -> None:
     """Run a voter until SIGTERM or Ctrl-C; a leader hands leadership over first."""
-    cluster, paths = _found(config, voter)
+    cluster, paths, base = _found(config, voter)
+    folder = credentials_folder(base, credentials, voter_name(voter))
     _log_to_stderr()
     try:
-        anyio.run(_run, cluster, voter, paths, backend_options={"use_uvloop": _has_uvloop()})
-    except StartError as error:
+        options = {"use_uvloop": _has_uvloop()}
+        anyio.run(_run, cluster, voter, paths, folder, backend_options=options)
+    except (StartError, ConfigError) as error:
         _end(REFUSED, str(error))
     except (JournalError, JournalFailedError, VoterFailedError, TooOld, OSError) as error:
         _end(BROKEN, str(error))
@@ -92,7 +107,7 @@ def run(voter: Id, config: Config = None) -> None:
 @app.command()
 def inspect(voter: Id, config: Config = None) -> None:
     """Print what the journal of a voter holds. Changes nothing, and needs no lock."""
-    cluster, paths = _found(config, voter)
+    cluster, paths, _ = _found(config, voter)
     try:
         found = verify(paths.journal, cluster.cluster_id_bytes, voter)
     except (JournalError, OSError) as error:
@@ -113,7 +128,7 @@ def inspect(voter: Id, config: Config = None) -> None:
 @app.command("verify")
 def verify_(voter: Id, config: Config = None) -> None:
     """Read the whole journal of a voter and say whether it is sound."""
-    cluster, paths = _found(config, voter)
+    cluster, paths, _ = _found(config, voter)
     try:
         found = verify(paths.journal, cluster.cluster_id_bytes, voter)
     except (JournalError, OSError) as error:
@@ -122,9 +137,11 @@ def verify_(voter: Id, config: Config = None) -> None:
     typer.echo(f"voter {voter}: {segments} segment{'s' if segments != 1 else ''}, sound")
 
 
-async def _run(cluster: ClusterConfig, voter: int, paths: VoterPaths) -> None:
+async def _run(cluster: ClusterConfig, voter: int, paths: VoterPaths, folder: Path) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with open_voter(cluster, voter, paths.directory, journal_directory=paths.journal):
+        async with open_voter(
+            cluster, voter, paths.directory, credentials=folder, journal_directory=paths.journal
+        ):
             gc.collect()
             gc.freeze()
             gc.set_threshold(GC_OBJECTS, 20, 50)

@@ -29,6 +29,7 @@ import importlib.util
 import logging
 import os
 import signal
+import ssl
 import sys
 import threading
 from bisect import bisect_right
@@ -41,6 +42,7 @@ from typing import Final
 import anyio
 import msgspec
 
+from trex_core.access import Holder, revoked_serials, voter_name
 from trex_core.cluster import ClusterConfig, ConfigError
 from trex_core.messages import (
     NO_BALLOT,
@@ -83,11 +85,13 @@ from trex_core.wire import (
 from voters.config import (
     StartError,
     VoterPaths,
+    credentials_folder,
     decode_setup,
     read_cluster,
     voter_paths,
 )
-from voters.frames import bind_error, keep_alive
+from voters.credentials import Credentials, other_end
+from voters.frames import Greeter, keep_alive, listening_socket
 from voters.journal import (
     SECTOR_BYTES,
     Batch,
@@ -129,6 +133,8 @@ READ_BYTES: Final = 1 << 17
 """Bytes read from a segment at a time, at least."""
 SLICE_ENTRIES: Final = 64
 """Journal entries read before other connections get a turn."""
+FOLLOWERS: Final = ("voter", "listener", "admin")
+"""Whose certificates may ask for what was fixed."""
 LOG_S: Final = 1.0
 """Dropped connections are logged at most once in so many seconds, with their counts."""
 
@@ -617,36 +623,47 @@ async def _take(
 class ArchiveServer:
     """The TCP side: connections, their limits, and what is counted."""
 
-    def __init__(self, archive: Archive, cluster_id: bytes) -> None:
+    def __init__(self, archive: Archive, cluster_id: bytes, credentials: Credentials) -> None:
         self.archive = archive
         self.counters: Counter[str] = Counter()
+        self._credentials = credentials
         self._cluster_id = cluster_id
         self._open: dict[asyncio.StreamWriter, bool] = {}
         """Connections, oldest first, and whether each has asked something."""
         self._cursors: dict[asyncio.StreamWriter, Cursor] = {}
         """Of the connections that asked last."""
         self._tasks: set[asyncio.Task[None] | None] = set()
-        self._server: asyncio.Server | None = None
+        self._holders: dict[asyncio.StreamWriter, Holder] = {}
+        self._revoked: frozenset[str] = frozenset()
+        self._greeter: Greeter | None = None
         self._logged_at = 0.0
 
     async def listen(self, host: str, port: int) -> None:
         """Begin to accept. Raises :class:`StartError` when the port is taken."""
-        try:
-            self._server = await asyncio.start_server(
-                self._serve, host, port, limit=FRAME_HEADER_BYTES + REQUEST_BYTES_MAX, backlog=512
-            )
-        except OSError as error:
-            raise bind_error(error, host, port, "archive_port") from error
+        sock = listening_socket(host, port, "archive_port")
+        self._greeter = Greeter("tcp", sock, self._credentials.server, self._protocol, self.count)
+
+    def _protocol(self) -> asyncio.StreamReaderProtocol:
+        reader = asyncio.StreamReader(limit=FRAME_HEADER_BYTES + REQUEST_BYTES_MAX)
+        return asyncio.StreamReaderProtocol(reader, self._serve)
 
     async def aclose(self) -> None:
         """Close all connections and stop listening."""
-        if self._server is not None:
-            self._server.close()
+        if self._greeter is not None:
+            await self._greeter.aclose()
         for writer in list(self._open):
             writer.transport.abort()
         tasks = [task for task in self._tasks if task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=CLOSE_S)
+
+    def revoke(self, serials: frozenset[str]) -> None:
+        """These certificates are no longer good: their connections end."""
+        self._revoked = serials
+        for writer, holder in list(self._holders.items()):
+            if holder.serial in serials:
+                self.count("revoked")
+                writer.transport.abort()
 
     def count(self, name: str) -> None:
         """Count a drop, and log the counts now and then."""
@@ -661,30 +678,43 @@ class ArchiveServer:
         self._tasks.add(task)
         try:
             keep_alive(writer.transport)
+            holder = other_end(writer.get_extra_info("ssl_object"), self._cluster_id)
+            role = holder.grant.role
+            if role not in FOLLOWERS or holder.serial in self._revoked:
+                self.count("denied")
+                await self._send(writer, AskOther(0, f"a {role} has no business here"))
+                return
+            self._holders[writer] = holder
             # No answer waits in memory behind another: drain() returns when all was taken.
-            writer.transport.set_write_buffer_limits(0)
+            # (High is 1: TLS of asyncio pauses at that size already, not above it.)
+            writer.transport.set_write_buffer_limits(high=1, low=0)
             if not self._admit(writer):
                 self.count("too_many")
                 await self._send(writer, AskOther(0, "too many followers here"))
                 return
             await self._converse(reader, writer)
+        except ConfigError:
+            self.count("denied")
         except FrameError as error:
             self.count(f"garbage.{error.reason}")
         except TimeoutError:
             self.count("too_slow")
-        except (ConnectionError, asyncio.IncompleteReadError):
+        except (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
             self.count("broken")
         except OSError as error:
             self.count("disk")
             log(logging.ERROR, "archive.disk.failed", why=str(error))
         finally:
-            self._tasks.discard(task)
             self._open.pop(writer, None)
+            self._holders.pop(writer, None)
             self._cursors.pop(writer, None)
             if writer.transport.get_write_buffer_size():
                 writer.transport.abort()
             else:
                 writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+            self._tasks.discard(task)
 
     def _admit(self, writer: asyncio.StreamWriter) -> bool:
         if len(self._open) >= CONNECTIONS_MAX:
@@ -735,24 +765,35 @@ class ArchiveServer:
 # --- the process ----------------------------------------------------------------------------
 
 
-def _watch_stdin(stop: Callable[[], None]) -> None:
-    """Call ``stop`` once standard input ends. In a thread: it may be any kind of file."""
+def _watch_stdin(told: Callable[[bytes], None], stop: Callable[[], None]) -> None:
+    """Call ``told`` with each line of standard input, and ``stop`` once it ends. In a thread: it
+    may be any kind of file."""
 
     def watch() -> None:
+        rest = b""
         with suppress(OSError):
-            while os.read(0, 4096):
-                pass
+            while data := os.read(0, 1 << 16):
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    told(line)
         stop()
 
     threading.Thread(target=watch, name="archive-stdin", daemon=True).start()
 
 
-async def _run(cluster: ClusterConfig, voter_id: int, paths: VoterPaths) -> None:
+async def _run(
+    cluster: ClusterConfig, voter_id: int, paths: VoterPaths, credentials: Credentials
+) -> None:
     entry = cluster.voter(voter_id)
     cluster_id = cluster.cluster_id_bytes
-    server = ArchiveServer(Archive(paths, cluster_id), cluster_id)
+    server = ArchiveServer(Archive(paths, cluster_id), cluster_id, credentials)
     loop = asyncio.get_running_loop()
     over = asyncio.Event()
+
+    def told(line: bytes) -> None:
+        with suppress(RuntimeError, ConfigError):
+            serials = revoked_serials(line.decode(errors="replace"))
+            loop.call_soon_threadsafe(server.revoke, serials)
 
     def stop() -> None:
         with suppress(RuntimeError):  # the loop ended meanwhile
@@ -761,7 +802,7 @@ async def _run(cluster: ClusterConfig, voter_id: int, paths: VoterPaths) -> None
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, over.set)
     await server.listen(entry.host, entry.archive_port)
-    _watch_stdin(stop)
+    _watch_stdin(told, stop)
     print("ready", flush=True)  # noqa: T201 - the parent waits for this line
     await over.wait()
     await server.aclose()
@@ -773,6 +814,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m voters.archive", description=__doc__)
     parser.add_argument("--config", type=Path, default=None, help="cluster.toml")
     parser.add_argument("--id", type=int, default=0, help="id of the voter it reads for")
+    parser.add_argument("--credentials", type=Path, default=None, help="the voter's folder of them")
     parser.add_argument("--setup", default="", help="instead of both: config.Setup as JSON")
     options = parser.parse_args(arguments)
     handler = logging.StreamHandler(sys.stderr)
@@ -782,13 +824,16 @@ def main(arguments: list[str] | None = None) -> int:
         if options.setup:
             setup = decode_setup(options.setup)
             cluster, voter_id, paths = setup.cluster, setup.voter, setup.paths
+            folder = Path(setup.credentials)
         else:
             cluster, base = read_cluster(options.config)
             voter_id, paths = options.id, voter_paths(cluster, options.id, base)
+            folder = credentials_folder(base, options.credentials, voter_name(voter_id))
         if not paths.journal.is_dir():
             raise StartError(f"{paths.journal}: there is no journal here; start the voter first")
+        credentials = Credentials(folder, cluster.cluster_id_bytes)
         options_of_loop = {"use_uvloop": importlib.util.find_spec("uvloop") is not None}
-        anyio.run(_run, cluster, voter_id, paths, backend_options=options_of_loop)
+        anyio.run(_run, cluster, voter_id, paths, credentials, backend_options=options_of_loop)
     except (ConfigError, StartError) as error:
         print(f"trex-voter archive: {error}", file=sys.stderr)  # noqa: T201 - for a person
         return 1

@@ -13,7 +13,8 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from trex_core.cluster import ClusterConfig
+from trex_core.access import why_not_voter
+from trex_core.cluster import ClusterConfig, ConfigError
 from trex_core.messages import (
     AskOther,
     CatchupEntries,
@@ -34,6 +35,7 @@ from trex_core.wire import (
     encode_body,
     frame,
 )
+from voters.credentials import Credentials, other_end, tls_trouble
 from voters.logs import log
 from voters.snapshots import Download, Snapshots
 
@@ -69,6 +71,7 @@ class _Archive:
                     return decode_catchup(answer.body)
 
     def close(self) -> None:
+        self._writer.transport.abort()  # nothing is left to say
         self._writer.close()
 
 
@@ -79,12 +82,14 @@ class CatchUpClient:
         self,
         cluster: ClusterConfig,
         identity: Identity,
+        credentials: Credentials,
         snapshots: Snapshots,
         learn: Callable[[Event], None],
         install: Callable[[Snapshot], None],
     ) -> None:
         self._cluster = cluster
         self._identity = identity
+        self._credentials = credentials
         self._snapshots = snapshots
         self._learn = learn
         self._install = install
@@ -140,9 +145,9 @@ class CatchUpClient:
                     raise SnapshotError(f"sent away: {reason}")
                 case _:
                     raise FrameError("body")
-        except (OSError, TimeoutError, FrameError, SnapshotError) as error:
+        except (OSError, TimeoutError, FrameError, SnapshotError, ConfigError) as error:
             self._hang_up()
-            self._warn(voter, first, str(error) or type(error).__name__)
+            self._warn(voter, first, tls_trouble(error) or str(error) or type(error).__name__)
             self._learn(CatchUpFailed(voter))
 
     def _warn(self, voter: int, first: int, why: str) -> None:
@@ -159,7 +164,17 @@ class CatchUpClient:
         self._hang_up()
         entry = self._cluster.voter(voter)
         async with asyncio.timeout(CONNECT_S_MAX):
-            reader, writer = await asyncio.open_connection(entry.host, entry.archive_port)
+            reader, writer = await asyncio.open_connection(
+                entry.host, entry.archive_port, ssl=self._credentials.client
+            )
+        try:
+            session = writer.get_extra_info("ssl_object")
+            why = why_not_voter(other_end(session, self._identity.cluster_id).grant, voter)
+            if why:
+                raise ConfigError(why)
+        except ConfigError:
+            writer.transport.abort()
+            raise
         self._archive = _Archive(voter, reader, writer, self._identity)
         return self._archive
 

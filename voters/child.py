@@ -13,6 +13,8 @@ import socket
 import sys
 from typing import Final
 
+import msgspec
+
 from trex_core.cluster import VoterEntry
 from voters.config import Setup
 from voters.frames import bind_error
@@ -47,31 +49,59 @@ async def check_port(entry: VoterEntry) -> None:
         await asyncio.sleep(PORT_AGAIN_S)
 
 
-async def keep_archive(setup: Setup) -> None:
-    """Run the archive process until cancelled; when it ends by itself, run it again."""
-    restart_s = RESTART_S_MIN
-    loop = asyncio.get_running_loop()
-    while True:
-        started_s = loop.time()
-        child = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "voters.archive", "--setup", setup.encode()),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        )
-        try:
-            assert child.stdout is not None
-            if (await child.stdout.readline()).strip() == b"ready":
-                log(logging.INFO, "voter.archive.ready", voter=setup.voter, pid=child.pid)
-            code = await child.wait()
-        finally:
-            await asyncio.shield(_end(child))
-        if loop.time() - started_s > RESTART_S_MAX:
-            restart_s = RESTART_S_MIN
-        log(logging.WARNING, "voter.archive.ended", voter=setup.voter, code=code, again_s=restart_s)
-        await asyncio.sleep(restart_s)
-        restart_s = min(RESTART_S_MAX, 2 * restart_s)
+class ArchiveChild:
+    """The archive process of one voter. ``run`` keeps it running."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._process: asyncio.subprocess.Process | None = None
+        self._revoked = b"[]\n"
+
+    def revoke(self, serials: frozenset[str]) -> None:
+        """Tell it which certificates are no longer good, now and at each start."""
+        self._revoked = msgspec.json.encode(sorted(serials)) + b"\n"
+        self._tell()
+
+    def _tell(self) -> None:
+        process = self._process
+        if process is not None and process.returncode is None and process.stdin is not None:
+            process.stdin.write(self._revoked)
+
+    async def run(self) -> None:
+        """Run the process until cancelled; when it ends by itself, run it again."""
+        setup = self._setup
+        restart_s = RESTART_S_MIN
+        loop = asyncio.get_running_loop()
+        while True:
+            started_s = loop.time()
+            child = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-m", "voters.archive", "--setup", setup.encode()),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )
+            self._process = child
+            self._tell()
+            try:
+                assert child.stdout is not None
+                if (await child.stdout.readline()).strip() == b"ready":
+                    log(logging.INFO, "voter.archive.ready", voter=setup.voter, pid=child.pid)
+                code = await child.wait()
+            finally:
+                self._process = None
+                await asyncio.shield(_end(child))
+            if loop.time() - started_s > RESTART_S_MAX:
+                restart_s = RESTART_S_MIN
+            log(
+                logging.WARNING,
+                "voter.archive.ended",
+                voter=setup.voter,
+                code=code,
+                again_s=restart_s,
+            )
+            await asyncio.sleep(restart_s)
+            restart_s = min(RESTART_S_MAX, 2 * restart_s)
 
 
 async def _end(child: asyncio.subprocess.Process) -> None:

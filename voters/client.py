@@ -53,7 +53,7 @@ from trex_core.metadata.commands import (
     encode_command,
     encode_question,
 )
-from voters.config import read_cluster
+from voters.config import ADMIN, credentials_folder, read_cluster
 from voters.driver import (
     DEADLINE_S,
     IN_FLIGHT_MAX,
@@ -67,6 +67,7 @@ from voters.driver import (
     Ticket,
     TooLarge,
     TrexError,
+    Unauthorized,
     Unavailable,
     open_driver,
 )
@@ -87,6 +88,7 @@ __all__ = [
     "Ticket",
     "TooLarge",
     "TrexError",
+    "Unauthorized",
     "Unavailable",
     "connect",
     "connect_blocking",
@@ -345,16 +347,21 @@ def _odd(reply: object) -> str:
 @asynccontextmanager
 async def connect(
     cluster: ClusterConfig | Path | str | None = None,
+    credentials: Path | None = None,
     *,
     deadline_s: float = DEADLINE_S,
     in_flight_max: int = IN_FLIGHT_MAX,
 ) -> AsyncIterator[Client]:
     """A client of ``cluster``: a configuration, the path of a cluster file, or None for the one
-    that TREX_CONFIG names. Raises ConfigError; a cluster that is down is noticed at the first call.
+    that TREX_CONFIG names. ``credentials`` is the folder of its certificate; without it, the one
+    that TREX_CREDENTIALS names, or ``credentials/admin`` beside the cluster file. Raises
+    ConfigError; a cluster that is down is noticed at the first call.
     """
+    base = Path()
     if not isinstance(cluster, ClusterConfig):
-        cluster, _ = read_cluster(None if cluster is None else Path(cluster))
-    driver = Driver(cluster, deadline_s, in_flight_max)
+        cluster, base = read_cluster(None if cluster is None else Path(cluster))
+    folder = credentials_folder(base, credentials, ADMIN)
+    driver = Driver(cluster, folder, deadline_s, in_flight_max)
     keeper = LeaseKeeper(driver)
     async with driver.opened(keeper.run):
         yield Client(driver, keeper)
@@ -415,6 +422,7 @@ class BlockingClient:
 @contextmanager
 def connect_blocking(
     cluster: ClusterConfig | Path | str | None = None,
+    credentials: Path | None = None,
     *,
     deadline_s: float = DEADLINE_S,
     in_flight_max: int = IN_FLIGHT_MAX,
@@ -422,6 +430,8 @@ def connect_blocking(
     """As :func:`connect`, with an event loop in a thread of its own that ends with the block."""
     options = {"use_uvloop": importlib.util.find_spec("uvloop") is not None}
     with anyio.from_thread.start_blocking_portal("asyncio", options, name="trex-client") as portal:
-        connecting = connect(cluster, deadline_s=deadline_s, in_flight_max=in_flight_max)
+        connecting = connect(
+            cluster, credentials, deadline_s=deadline_s, in_flight_max=in_flight_max
+        )
         with portal.wrap_async_context_manager(connecting) as client:
             yield BlockingClient(client, portal)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
 from trex_core.cluster import ClusterConfig, ConfigError, parse_cluster
+from trex_core.credentials import FOLDER
 
 
 class StartError(Exception):
@@ -55,6 +57,16 @@ def read_cluster(path: Path | None) -> tuple[ClusterConfig, Path]:
     return parse_cluster(text, str(file)), file.resolve().parent
 
 
+ADMIN: Final = "admin"
+"""Whose credentials a client has that names no others."""
+
+
+def credentials_folder(base: Path, given: Path | None, name: str) -> Path:
+    """Where credentials are: ``given``, or else in TREX_CREDENTIALS, or else those called ``name``
+    beside the cluster file, whose folder is ``base``."""
+    return given or Path(os.environ.get("TREX_CREDENTIALS") or base / FOLDER / name)
+
+
 class Setup(msgspec.Struct, frozen=True):
     """All that the archive process must know, as one command line argument (JSON)."""
 
@@ -63,6 +75,7 @@ class Setup(msgspec.Struct, frozen=True):
     directory: str
     journal: str
     snapshots: str
+    credentials: str
 
     def encode(self) -> str:
         """As JSON."""

@@ -21,13 +21,16 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import anyio
 import anyio.abc
 import msgspec
+from anyio.streams.tls import TLSAttribute, TLSStream
 
-from trex_core.cluster import ClusterConfig, VoterEntry
+from trex_core.access import why_not_voter
+from trex_core.cluster import ClusterConfig, ConfigError, VoterEntry
 from trex_core.messages import (
     COMMAND_BYTES_MAX,
     Answer,
@@ -56,6 +59,7 @@ from trex_core.wire import (
     encode_body,
     frame,
 )
+from voters.credentials import Credentials, other_end, tls_trouble
 from voters.pipeline import FINAL, Call, Pipeline
 
 DEADLINE_S: Final = 5.0
@@ -121,6 +125,11 @@ class TooLarge(TrexError):
     """The command has more than COMMAND_BYTES_MAX bytes; split it. Nothing was proposed."""
 
 
+class Unauthorized(TrexError):
+    """The certificate in use does not allow it; the message names what is missing. Nothing was
+    proposed."""
+
+
 class Compacted(TrexError):
     """The command was applied, but its result was acknowledged before and is no longer kept."""
 
@@ -136,6 +145,15 @@ class OutcomeUnknown(TrexError):
     def __init__(self, message: str, token: Ticket) -> None:
         super().__init__(message)
         self.token = token
+
+
+_CUT: Final = (
+    OSError,
+    anyio.EndOfStream,
+    anyio.BrokenResourceError,
+    anyio.ClosedResourceError,
+)
+"""What a connection raises that ended, on this side or that."""
 
 
 class _LinkLost(Exception):
@@ -166,7 +184,7 @@ class _Ask:
 class _Link:
     """One connection to one voter: requests out, replies in. Raises :class:`_LinkLost` only."""
 
-    def __init__(self, stream: anyio.abc.SocketStream, cluster_id: bytes) -> None:
+    def __init__(self, stream: TLSStream, cluster_id: bytes) -> None:
         self._stream = stream
         self._identity = Identity(cluster_id)
         self._buffer = FrameBuffer(cluster_id, Channel.CLIENT)
@@ -175,7 +193,7 @@ class _Link:
         data = [frame(self._identity, Channel.CLIENT, encode_body(each)) for each in requests]
         try:
             await self._stream.send(data[0] if len(data) == 1 else b"".join(data))
-        except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError) as error:
+        except _CUT as error:
             raise _LinkLost("it closed the connection") from error
 
     async def receive(self) -> list[ClientReply]:
@@ -184,12 +202,7 @@ class _Link:
             return [decode_reply(each.body) for each in self._buffer.feed(data)]
         except FrameError as error:
             raise _LinkLost(f"it does not speak for this cluster ({error.reason})") from error
-        except (
-            OSError,
-            anyio.EndOfStream,
-            anyio.BrokenResourceError,
-            anyio.ClosedResourceError,
-        ) as error:
+        except _CUT as error:
             raise _LinkLost("it closed the connection") from error
 
     async def ask(self, request: ClientRequest) -> ClientReply:
@@ -202,16 +215,35 @@ class _Link:
 
 
 @asynccontextmanager
-async def _linked(entry: VoterEntry, cluster_id: bytes, timeout_s: float) -> AsyncIterator[_Link]:
+async def _linked(
+    entry: VoterEntry, cluster_id: bytes, credentials: Credentials, timeout_s: float
+) -> AsyncIterator[_Link]:
     try:
         with anyio.fail_after(timeout_s):
-            stream = await anyio.connect_tcp(entry.host, entry.client_port)
+            stream = await anyio.connect_tcp(
+                entry.host,
+                entry.client_port,
+                ssl_context=credentials.client,
+                tls_standard_compatible=False,
+            )
     except TimeoutError as error:
         raise _LinkLost(f"no connection in {timeout_s:g} s") from error
+    except (anyio.BrokenResourceError, anyio.EndOfStream) as error:
+        raise _LinkLost(tls_trouble(error.__cause__ or error) or "it hung up") from error
     except OSError as error:
+        trouble = tls_trouble(error)
+        if trouble:
+            raise _LinkLost(trouble) from error
         cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
         raise _LinkLost(os.strerror(cause.errno) if cause.errno else str(cause)) from error
     try:
+        try:
+            who = other_end(stream.extra(TLSAttribute.ssl_object), cluster_id)  # noqa: S610 - not SQL
+            why = why_not_voter(who.grant, entry.id)
+        except ConfigError as error:
+            why = str(error)
+        if why:
+            raise _LinkLost(why)
         yield _Link(stream, cluster_id)
     finally:
         with anyio.CancelScope(shield=True):
@@ -219,13 +251,17 @@ async def _linked(entry: VoterEntry, cluster_id: bytes, timeout_s: float) -> Asy
 
 
 async def ask_voter(
-    cluster: ClusterConfig, voter: int, request: ClientRequest, deadline_s: float
+    cluster: ClusterConfig,
+    credentials: Credentials,
+    voter: int,
+    request: ClientRequest,
+    deadline_s: float,
 ) -> Answer | Status | Outcome:
     """Ask one voter, whoever leads. Raises :class:`Unavailable`, or what its refusal means."""
     entry = cluster.voter(voter)
     try:
         with anyio.fail_after(deadline_s):
-            async with _linked(entry, cluster.cluster_id_bytes, deadline_s) as link:
+            async with _linked(entry, cluster.cluster_id_bytes, credentials, deadline_s) as link:
                 reply = await link.ask(request)
     except (_LinkLost, TimeoutError) as error:
         why = str(error) or f"no answer in {deadline_s:g} s"
@@ -243,6 +279,8 @@ def _refused(refusal: Refusal) -> TrexError:
     match refusal.reason:
         case RefusalReason.TOO_LARGE:
             return TooLarge(refusal.detail)
+        case RefusalReason.UNAUTHORIZED:
+            return Unauthorized(refusal.detail)
         case RefusalReason.MALFORMED:
             return Rejected("refused", refusal.detail)
         case RefusalReason.NOT_LEADER:
@@ -262,12 +300,14 @@ class Driver:
     def __init__(
         self,
         cluster: ClusterConfig,
+        credentials: Path,
         deadline_s: float = DEADLINE_S,
         in_flight_max: int = IN_FLIGHT_MAX,
         session: int = 0,
         next_sequence: int = 1,
     ) -> None:
         self.cluster = cluster
+        self._credentials = Credentials(credentials, cluster.cluster_id_bytes)
         self.deadline_s = deadline_s
         timing = cluster.timing
         self._silence_s = max(0.5, timing.election_ticks_max * timing.tick_ms / 1000)
@@ -418,7 +458,9 @@ class Driver:
         for voter in order:
             try:
                 query = Query(self._pipeline.new_id(), question, False)
-                reply = await ask_voter(self.cluster, voter, query, deadline_s / len(order))
+                reply = await ask_voter(
+                    self.cluster, self._credentials, voter, query, deadline_s / len(order)
+                )
                 assert isinstance(reply, Answer), f"a query is answered by an Answer, not {reply!r}"
                 return reply
             except (Unavailable, NoQuorum) as failure:
@@ -452,7 +494,9 @@ class Driver:
     async def status(self, voter: int, deadline_s: float | None = None) -> Status:
         """What one voter thinks. Raises Unavailable."""
         deadline_s = self.deadline_s if deadline_s is None else deadline_s
-        reply = await ask_voter(self.cluster, voter, StatusRequest(1), deadline_s)
+        reply = await ask_voter(
+            self.cluster, self._credentials, voter, StatusRequest(1), deadline_s
+        )
         assert isinstance(reply, Status), f"a status request is answered by one, not {reply!r}"
         return reply
 
@@ -503,7 +547,8 @@ class Driver:
         if before.voter == to:
             return to
         request = HandOverRequest(1, to)
-        await ask_voter(self.cluster, before.voter, request, ends - anyio.current_time())
+        left_s = ends - anyio.current_time()
+        await ask_voter(self.cluster, self._credentials, before.voter, request, left_s)
         while True:
             after = await self.find_leader(max(0.0, ends - anyio.current_time()))
             if after.ballot > before.ballot:
@@ -512,7 +557,7 @@ class Driver:
     async def snapshot_now(self, voter: int, deadline_s: float | None = None) -> int:
         """Have ``voter`` cut a snapshot now; returns its slot when it is durable."""
         deadline_s = self.deadline_s if deadline_s is None else deadline_s
-        reply = await ask_voter(self.cluster, voter, SnapshotNow(1), deadline_s)
+        reply = await ask_voter(self.cluster, self._credentials, voter, SnapshotNow(1), deadline_s)
         assert isinstance(reply, Answer), f"a snapshot is answered by an Answer, not {reply!r}"
         return int(msgspec.msgpack.decode(reply.body, type=str))
 
@@ -582,7 +627,9 @@ class Driver:
             hint = 0
             entry = self.cluster.voter(voter)
             try:
-                async with _linked(entry, self.cluster.cluster_id_bytes, self._silence_s) as link:
+                async with _linked(
+                    entry, self.cluster.cluster_id_bytes, self._credentials, self._silence_s
+                ) as link:
                     status = await self._hello(link)
                     if status.role == "leader":
                         pause_s = PAUSE_S_MIN
@@ -605,7 +652,8 @@ class Driver:
         with anyio.move_on_after(self._silence_s):
             reply = await link.ask(StatusRequest(self._pipeline.new_id()))
             if not isinstance(reply, Status):
-                raise _LinkLost(f"it refuses to tell its status: {reply!r}")
+                why = reply.detail if isinstance(reply, Refusal) else repr(reply)
+                raise _LinkLost(f"it refuses to tell its status: {why}")
             self._reached = anyio.current_time()
             return reply
         raise _LinkLost("it does not answer")
@@ -793,6 +841,7 @@ def _slot(reply: ClientReply) -> int:
 
 def open_driver(
     cluster: ClusterConfig,
+    credentials: Path,
     *,
     deadline_s: float = DEADLINE_S,
     in_flight_max: int = IN_FLIGHT_MAX,
@@ -800,8 +849,9 @@ def open_driver(
     next_sequence: int = 1,
 ) -> AbstractAsyncContextManager[Driver]:
     """A driver for ``cluster``; it connects when first used, and its tasks end with the block.
+    ``credentials`` is the folder of its certificate. Raises ``ConfigError`` if that is of no use.
 
     With ``session`` it is pinned to that open session, its first command being
     ``next_sequence`` of it: see rule 6 of ``pipeline``. Such a session is not closed at the end.
     """
-    return Driver(cluster, deadline_s, in_flight_max, session, next_sequence).opened()
+    return Driver(cluster, credentials, deadline_s, in_flight_max, session, next_sequence).opened()

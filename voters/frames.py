@@ -2,11 +2,12 @@
 
 Voters' links and clients' connections are bytes from outside, so both sides of the voter listen
 through :class:`FrameServer`: each connection is cut into frames as it comes, garbage is counted by
-reason and its connection closed, and nothing raises past it.  Bounds: at most
-``connections_max`` connections (the oldest that never sent a whole frame makes room for a new
-one), STRANGER_S_MAX seconds for the first frame, FRAME_S_MAX for finishing one, ``write_bytes_max``
-waiting to be read by the other end.  A peer that vanished without a word is found by TCP
-keep-alive.
+reason and its connection closed, and nothing raises past it.  Who has no certificate of the
+cluster gets no further than :class:`Greeter`, which TLS handshakes cannot occupy for long.  Bounds:
+at most ``connections_max`` connections (the oldest that never sent a whole frame makes room for a
+new one), STRANGER_S_MAX seconds for the first frame, FRAME_S_MAX for finishing one,
+``write_bytes_max`` waiting to be read by the other end.  A peer that vanished without a word is
+found by TCP keep-alive.
 """
 
 from __future__ import annotations
@@ -14,16 +15,32 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
+from trex_core.access import Holder
+from trex_core.cluster import ConfigError
 from trex_core.wire import HEADER_BYTES, Frame, FrameBuffer, FrameError
 from voters.config import StartError
+from voters.credentials import other_end
 
 STRANGER_S_MAX: Final = 10.0
 """A connection that did not send one whole frame within this many seconds is closed."""
 FRAME_S_MAX: Final = 30.0
 """A connection whose frame is unfinished for this many seconds is closed."""
+GREETINGS_MAX: Final = 64
+"""Most connections in the middle of their handshake; the oldest makes room for a new one."""
+GREETING_S_MAX: Final = 5.0
+"""Seconds that a handshake may take."""
+GOODBYE_S_MAX: Final = 0.5
+"""Seconds that the other end has for saying goodbye when a connection is closed."""
+GREETINGS_PER_S: Final = 200
+"""Most handshakes begun in a second, after a burst of GREETINGS_MAX: each costs the loop some
+1.5 ms, and anybody can ask for one."""
+ACCEPT_AGAIN_S: Final = 0.1
+"""When the process has no file descriptor left, accepting is tried again after this time."""
 KEEPALIVE_IDLE_S: Final = 15
 KEEPALIVE_INTERVAL_S: Final = 5
 KEEPALIVE_PROBES: Final = 3
@@ -59,10 +76,93 @@ def bind_error(error: OSError, host: str, port: int, key: str) -> StartError:
     return StartError(f"{key} = {port}: {host}:{port} {why}")
 
 
+def listening_socket(host: str, port: int, key: str) -> socket.socket:
+    """A bound TCP socket that accepts. Raises :class:`StartError` naming ``key`` when the port is
+    taken."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(512)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        raise bind_error(error, host, port, key) from error
+    return sock
+
+
+class Greeter:
+    """Accepts connections on ``sock`` and has them prove who they are by TLS; each that can gets a
+    protocol from ``factory``.  What fails is counted under ``name``."""
+
+    def __init__(
+        self,
+        name: str,
+        sock: socket.socket,
+        context: ssl.SSLContext,
+        factory: Callable[[], asyncio.BaseProtocol],
+        count: Count,
+    ) -> None:
+        self._name = name
+        self._socket = sock
+        self._context = context
+        self._factory = factory
+        self._count = count
+        self._loop = asyncio.get_running_loop()
+        self._greetings: dict[asyncio.Task[None], None] = {}
+        self._accepting = self._loop.create_task(self._accept())
+
+    async def _accept(self) -> None:
+        left, since_s = float(GREETINGS_MAX), self._loop.time()
+        while True:
+            try:
+                sock, _ = await self._loop.sock_accept(self._socket)
+            except OSError:
+                self._count(f"{self._name}.accept_failed")
+                await asyncio.sleep(ACCEPT_AGAIN_S)
+                continue
+            if len(self._greetings) >= GREETINGS_MAX:
+                next(iter(self._greetings)).cancel()
+                self._count(f"{self._name}.too_many_greetings")
+            task = self._loop.create_task(self._greet(sock))
+            self._greetings[task] = None
+            task.add_done_callback(lambda done: self._greetings.pop(done, None))
+            now_s = self._loop.time()
+            left = min(GREETINGS_MAX, left + (now_s - since_s) * GREETINGS_PER_S) - 1
+            since_s = now_s
+            if left < 0:
+                await asyncio.sleep(-left / GREETINGS_PER_S)
+
+    async def _greet(self, sock: socket.socket) -> None:
+        try:
+            async with asyncio.timeout(GREETING_S_MAX):
+                await self._loop.connect_accepted_socket(
+                    self._factory,
+                    sock,
+                    ssl=self._context,
+                    ssl_handshake_timeout=GREETING_S_MAX,
+                    ssl_shutdown_timeout=GOODBYE_S_MAX,
+                )
+        except ssl.SSLError:
+            self._count(f"{self._name}.tls_refused")
+        except (OSError, TimeoutError):
+            self._count(f"{self._name}.tls_unfinished")
+
+    async def aclose(self) -> None:
+        """Accept no more; handshakes under way are given up."""
+        tasks = [self._accepting, *self._greetings]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._socket.close()
+
+
 class FrameConnection(asyncio.Protocol):
     """One accepted connection. Subclasses say what a frame means in :meth:`on_frame`."""
 
     transport: asyncio.Transport
+    holder: Holder
+    """Who is at the other end."""
 
     def __init__(self, server: FrameServer) -> None:
         self.server = server
@@ -84,10 +184,21 @@ class FrameConnection(asyncio.Protocol):
         self.since = self.server.loop.time()
         self.open = True
         keep_alive(transport)
+        try:
+            session = transport.get_extra_info("ssl_object")
+            self.holder = other_end(session, self.server.cluster_id)
+        except ConfigError:
+            self.close("denied")
+            return
+        if self.server.why_denied(self.holder):
+            self.close("denied")
+            return
         self.server.admit(self)
 
     def data_received(self, data: bytes) -> None:
         """Cut into frames and take each."""
+        if not self.open:
+            return
         try:
             frames = self._buffer.feed(data)
             done = sum(HEADER_BYTES + len(frame.body) for frame in frames)
@@ -108,6 +219,7 @@ class FrameConnection(asyncio.Protocol):
         """Forget the connection."""
         self.open = False
         self.server.connections.pop(self, None)
+        self.server.changed.set()
 
     def write(self, data: bytes) -> None:
         """Send; the connection of a reader that is too slow is dropped and counted."""
@@ -134,13 +246,14 @@ class FrameConnection(asyncio.Protocol):
 
 
 class FrameServer:
-    """A listening TCP socket whose connections carry frames of one channel."""
+    """A listening TCP socket whose connections carry frames of one channel, in TLS."""
 
     def __init__(
         self,
         name: str,
         cluster_id: bytes,
         channel: int,
+        context: ssl.SSLContext,
         count: Count,
         *,
         connections_max: int,
@@ -150,13 +263,18 @@ class FrameServer:
         self.name = name
         self.cluster_id = cluster_id
         self.channel = channel
+        self.context = context
         self.count = count
         self.connections_max = connections_max
         self.body_bytes_max = body_bytes_max
         self.write_bytes_max = write_bytes_max
         self.loop = asyncio.get_running_loop()
         self.connections: dict[FrameConnection, None] = {}
-        self._server: asyncio.Server | None = None
+        self.revoked: frozenset[str] = frozenset()
+        """Serials of certificates that are no longer good."""
+        self.changed = asyncio.Event()
+        """Set whenever a connection ended."""
+        self._greeter: Greeter | None = None
 
     def connection(self) -> FrameConnection:
         """A new connection object. To be overridden."""
@@ -164,15 +282,19 @@ class FrameServer:
 
     async def listen(self, host: str, port: int, key: str) -> None:
         """Begin to accept. Raises :class:`StartError` naming ``key`` when the port is taken."""
-        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind((host, port))
-            sock.setblocking(False)
-            self._server = await self.loop.create_server(self.connection, sock=sock, backlog=512)
-        except OSError as error:
-            sock.close()
-            raise bind_error(error, host, port, key) from error
+        sock = listening_socket(host, port, key)
+        self._greeter = Greeter(self.name, sock, self.context, self.connection, self.count)
+
+    def why_denied(self, holder: Holder) -> str:
+        """Why ``holder`` may not connect here at all; "" if it may."""
+        return "revoked" if holder.serial in self.revoked else ""
+
+    def revoke(self, serials: frozenset[str]) -> None:
+        """These certificates are no longer good: their connections end."""
+        self.revoked = serials
+        for connection in list(self.connections):
+            if self.why_denied(connection.holder):
+                connection.close("revoked")
 
     def admit(self, connection: FrameConnection) -> None:
         """Register a connection; over the limit the oldest stranger goes, or the new one."""
@@ -193,17 +315,18 @@ class FrameServer:
             if reason is not None:
                 connection.close(reason)
 
-    def stop_listening(self) -> None:
-        """Accept no further connection; those that are open stay."""
-        if self._server is not None:
-            self._server.close()
-
     async def aclose(self) -> None:
         """Stop listening; what was written to open connections is sent if it can be at once."""
-        if self._server is None:
-            return
-        self._server.close()
+        greeter, self._greeter = self._greeter, None
+        if greeter is not None:
+            await greeter.aclose()
         for connection in list(self.connections):
             connection.open = False
             connection.transport.close()
-        self._server = None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GOODBYE_S_MAX):
+                while self.connections:
+                    self.changed.clear()
+                    await self.changed.wait()
+        for connection in list(self.connections):
+            connection.transport.abort()

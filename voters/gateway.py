@@ -2,7 +2,8 @@
 
 It decodes requests into two queues (commands to be proposed, and all others), slows down readers
 instead of refusing while the queues are full, and writes the replies of one turn of the voter in
-one go per connection.  What a request means is ``server``'s business.
+one go per connection.  Each request is checked against the certificate of who asks (``access``);
+what it means is ``server``'s business.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from trex_core.access import Holder, Names, why_denied
 from trex_core.cluster import VoterEntry
 from trex_core.messages import (
     COMMAND_BYTES_MAX,
@@ -30,6 +32,7 @@ from trex_core.wire import (
     encode_body,
     frame,
 )
+from voters.credentials import Credentials
 from voters.frames import Count, FrameConnection, FrameServer
 
 CONNECTIONS_MAX: Final = 2048
@@ -103,12 +106,19 @@ class Gateway(FrameServer):
     """The server of clients' connections. ``on_input`` is called when a request came."""
 
     def __init__(
-        self, identity: Identity, entry: VoterEntry, count: Count, on_input: Callable[[], None]
+        self,
+        identity: Identity,
+        entry: VoterEntry,
+        credentials: Credentials,
+        names: Names,
+        count: Count,
+        on_input: Callable[[], None],
     ) -> None:
         super().__init__(
             "client",
             identity.cluster_id,
             Channel.CLIENT,
+            credentials.server,
             count,
             connections_max=CONNECTIONS_MAX,
             body_bytes_max=REQUEST_BODY_BYTES_MAX,
@@ -122,15 +132,23 @@ class Gateway(FrameServer):
         self.dirty: list[Client] = []
         self.held: list[Client] = []
         self._entry = entry
+        self._names = names
         self._on_input = on_input
         self._bytes = 0
 
     @classmethod
     async def open(
-        cls, identity: Identity, entry: VoterEntry, count: Count, on_input: Callable[[], None]
+        cls,
+        identity: Identity,
+        entry: VoterEntry,
+        credentials: Credentials,
+        names: Names,
+        count: Count,
+        on_input: Callable[[], None],
     ) -> Gateway:
-        """Bind and listen. Raises ``StartError`` naming the port and its key."""
-        self = cls(identity, entry, count, on_input)
+        """Bind and listen; ``names`` says of a command what it would change. Raises
+        ``StartError`` naming the port and its key."""
+        self = cls(identity, entry, credentials, names, count, on_input)
         key = f"voters: client_port of voter {entry.id}"
         await self.listen(entry.host, entry.client_port, key)
         return self
@@ -139,12 +157,25 @@ class Gateway(FrameServer):
         """A new client."""
         return Client(self)
 
+    def why_denied(self, holder: Holder) -> str:  # noqa: ARG002 - each request is told why
+        """Nobody of the cluster is turned away unsaid."""
+        return ""
+
+    def _why_refused(self, client: Client, request: ClientRequest) -> str:
+        holder = client.holder
+        if holder.serial in self.revoked:
+            return f"the certificate {holder.serial} of {holder.grant.name!r} was revoked"
+        return why_denied(holder.grant, request, self._names)
+
     def take_in(self, client: Client, request: ClientRequest) -> None:
         """Queue a request, or answer it here if it can never be proposed."""
         waiting = len(self.submits) + len(self.others)
         if waiting >= INBOX_REQUESTS_BUSY:
             self.count("client.busy")
             client.reply(Refusal(request.id, RefusalReason.BUSY, 0, "too many requests wait here"))
+        elif why := self._why_refused(client, request):
+            self.count("client.unauthorized")
+            client.reply(Refusal(request.id, RefusalReason.UNAUTHORIZED, 0, why))
         elif isinstance(request, Submit):
             size = len(request.command)
             if size > COMMAND_BYTES_MAX:

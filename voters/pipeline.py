@@ -42,11 +42,14 @@ SURELY_NOT_PROPOSED: Final = frozenset(
         RefusalReason.NO_QUORUM,
         RefusalReason.TOO_LARGE,
         RefusalReason.MALFORMED,
+        RefusalReason.UNAUTHORIZED,
         RefusalReason.DISK_FULL,
     }
 )
 """Reasons of a refusal after which that copy can never be applied."""
-FINAL: Final = frozenset({RefusalReason.TOO_LARGE, RefusalReason.MALFORMED})
+FINAL: Final = frozenset(
+    {RefusalReason.TOO_LARGE, RefusalReason.MALFORMED, RefusalReason.UNAUTHORIZED}
+)
 """Reasons that would be the same at any voter and at any time."""
 
 COPIES_MAX: Final = 1 << 20
@@ -176,6 +179,12 @@ class Pipeline:
         if reply.id == self._open_id:
             self._open_id = 0
             if isinstance(reply, Refusal):
+                if reply.reason in FINAL:  # no session, so no command: none has a sequence yet
+                    for waiting in self._queue:
+                        if not waiting.given_up:
+                            self._end(waiting, reply)
+                    self._queue.clear()
+                    return True
                 self._limit = 1
                 return False
             self.session, self._next = reply.slot, 1
@@ -246,7 +255,9 @@ class Pipeline:
         if refusal.reason in SURELY_NOT_PROPOSED:
             call.copies -= 1
         if refusal.reason in FINAL and call.copies == 0:
-            if not self.pinned:
+            if call.kind == Kind.SKIP:  # not even that may be said: nothing behind it will be
+                self._forget(call)
+            elif not self.pinned:
                 self._fill(call)
             self._end(call, refusal)
             return True
@@ -293,11 +304,14 @@ class Pipeline:
                 self._queue.appendleft(other)
 
     def _finish(self, call: Call, reply: Outcome) -> None:
+        self._forget(call)
+        self._end(call, reply)
+
+    def _forget(self, call: Call) -> None:
         if self._pending.get(call.sequence) is call:
             del self._pending[call.sequence]
         else:
             self._leftover = [other for other in self._leftover if other is not call]
-        self._end(call, reply)
 
     @staticmethod
     def _end(call: Call, reply: Outcome | Refusal) -> None:

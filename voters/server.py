@@ -25,7 +25,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -34,7 +34,8 @@ from typing import Final, TypeAlias
 import anyio
 import msgspec
 
-from trex_core.cluster import ClusterConfig
+from trex_core.access import REVOKED_KEY, nothing_named, revoked_serials, why_not_voter
+from trex_core.cluster import ClusterConfig, ConfigError
 from trex_core.invariants import InvariantViolation, check_step
 from trex_core.machine import Machine, QueryFailed, TooOld
 from trex_core.messages import (
@@ -62,7 +63,7 @@ from trex_core.messages import (
     VoterDigest,
     encode_value,
 )
-from trex_core.metadata.commands import LeaseExpire, encode_command
+from trex_core.metadata.commands import LeaseExpire, encode_command, what_changes
 from trex_core.metadata.state import MetadataMachine
 from trex_core.paxos import other_voters, room, step
 from trex_core.quorum import Tally
@@ -90,8 +91,9 @@ from trex_core.state import (
 )
 from trex_core.wire import encode_body
 from voters.catchup import CatchUpClient
-from voters.child import check_port, keep_archive
+from voters.child import ArchiveChild, check_port
 from voters.config import Setup, StartError, VoterFailedError, VoterPaths
+from voters.credentials import Credentials
 from voters.gateway import Client, Gateway
 from voters.journal import Journal, JournalError, JournalFailedError, format_journal
 from voters.leases import LeaseClock
@@ -261,7 +263,10 @@ class Voter:
         replica: Replica,
         snapshots: Snapshots,
         snapshot_slot: int,
+        credentials: Credentials,
     ) -> None:
+        self._credentials = credentials
+        self._revoked = "[]"
         self.cluster: Final = cluster
         self.config: Final = config
         self.identity: Final = journal.identity
@@ -339,10 +344,15 @@ class Voter:
         entry = self.cluster.voter(self._me)
         await check_port(entry)
         self._catchup = CatchUpClient(
-            self.cluster, self.identity, self._snapshots, self.inject, self.install
+            self.cluster,
+            self.identity,
+            self._credentials,
+            self._snapshots,
+            self.inject,
+            self.install,
         )
         self._transport = await Transport.open(
-            self.identity, self.cluster, self.count, self._schedule
+            self.identity, self.cluster, self._credentials, self.count, self._schedule
         )
         self._publisher = Publisher(
             self._transport.publish,
@@ -351,13 +361,18 @@ class Voter:
             stream.burst_datagrams,
         )
         self._publisher.reset(self.state.fixed, self.state.chain)
-        self._gateway = await Gateway.open(self.identity, entry, self.count, self._schedule)
+        # Of another machine's commands nobody here knows what they change.
+        names = what_changes if isinstance(self.replica.machine, MetadataMachine) else nothing_named
+        self._gateway = await Gateway.open(
+            self.identity, entry, self._credentials, names, self.count, self._schedule
+        )
 
-    def start(self, archive: Coroutine[None, None, None], on_failure: Callable[[], None]) -> None:
+    def start(self, archive: ArchiveChild, on_failure: Callable[[], None]) -> None:
         """Begin to take part. ``archive`` runs beside; ``on_failure`` is called if the voter must
         stop itself, with ``failure`` set."""
         self._on_failure = on_failure
-        self._tasks.append(self._loop.create_task(archive))
+        self._tasks.append(self._loop.create_task(archive.run()))
+        self._archive = archive
         self._loop.add_reader(self._journal.wakeup_fd, self._on_synced)
         self._tasks.append(self._loop.create_task(self._catchup.run()))
         self._running = True
@@ -1097,6 +1112,13 @@ class Voter:
     # --- now and then -----------------------------------------------------------------------
 
     def _each_second(self) -> None:
+        try:
+            if self._credentials.refresh():
+                log(logging.INFO, "voter.credentials.read", voter=self._me)
+        except ConfigError as error:
+            log(logging.ERROR, "voter.credentials.refused", voter=self._me, why=str(error))
+        self._transport.use(self._credentials.keys)
+        self._revoke()
         self._transport.sweep()
         self._gateway.sweep()
         self._free_bytes = self._journal.free_bytes()
@@ -1114,6 +1136,25 @@ class Voter:
         self._reports_left = REPORTS_HEARD_PER_S
         self._sync_figures_us = self._journal.sync_percentiles_us()
         self._commit_figures_us = percentiles_us(self._commits_us)
+
+    def _revoke(self) -> None:
+        """Turn away who holds a certificate that the replicated list says is no longer good."""
+        machine = self.replica.machine
+        entry = (
+            machine.state.config.get(REVOKED_KEY) if isinstance(machine, MetadataMachine) else None
+        )
+        text = "[]" if entry is None else entry.value
+        if text == self._revoked:
+            return
+        self._revoked = text
+        try:
+            serials = revoked_serials(text)
+        except ConfigError as error:
+            log(logging.ERROR, "voter.revocation.unreadable", voter=self._me, why=str(error))
+            return  # what was revoked stays so
+        for each in (self._gateway, self._transport, self._archive):
+            each.revoke(serials)
+        log(logging.INFO, "voter.revocation.read", voter=self._me, certificates=len(serials))
 
     def _report(self) -> None:
         """Log the changes of role since the last turn, and let the stream tell them soon."""
@@ -1189,6 +1230,7 @@ class Voter:
             version=self._version,
             uptime_s=int(time.monotonic() - self._started_s),
             time_ms=_time_ms(),
+            certificate_until_s=self._credentials.holder.not_after_s,
         )
 
 
@@ -1276,19 +1318,21 @@ async def open_voter(
     directory: Path,
     machine: Machine | None = None,
     *,
+    credentials: Path,
     journal_directory: Path | None = None,
 ) -> AsyncIterator[Voter]:
     """Run voter ``voter_id`` of ``cluster`` in ``directory`` while the context is open.
 
     ``machine`` is the deterministic state machine to replicate (see ``trex_core.machine``); the
     metadata service unless given.  The journal must have been made by :func:`format_voter` and is
-    in ``directory/journal`` unless ``journal_directory`` says otherwise.  When the context is
+    in ``directory/journal`` unless ``journal_directory`` says otherwise.  ``credentials`` is the
+    folder of this voter's certificate and keys, as ``trex init`` wrote it.  When the context is
     entered the voter has recovered, listens, and takes part; its archive process is starting.  On
     leaving it hands leadership over, if it leads, for up to HAND_OVER_S seconds, and ends its
     journal in order.  Needs an asyncio event loop.
 
-    Raises ``ConfigError`` (no such voter), ``StartError`` (a port is taken, or the cluster was
-    formed by other voters than the file names), ``JournalError``
+    Raises ``ConfigError`` (no such voter, or credentials of no use), ``StartError`` (a port is
+    taken, or the cluster was formed by other voters than the file names), ``JournalError``
     (missing, foreign, in use or damaged journal); ``VoterFailedError`` out of the context, whose
     body is cancelled, when the voter had to stop itself.
     """
@@ -1299,6 +1343,9 @@ async def open_voter(
     started_s = time.monotonic()
     paths = directories(directory, journal_directory)
     refuse_fenced(paths.directory)
+    held = Credentials(credentials, cluster.cluster_id_bytes)
+    if why := why_not_voter(held.grant, voter_id):
+        raise StartError(f"{credentials}: {why}")
     journal = Journal.open(
         paths.journal,
         cluster.cluster_id_bytes,
@@ -1332,12 +1379,17 @@ async def open_voter(
             election_ticks_min=timing.election_ticks_min,
             election_ticks_max=timing.election_ticks_max,
         )
-        voter = Voter(cluster, config, state, journal, replica, snapshots, snapshot_slot)
+        voter = Voter(cluster, config, state, journal, replica, snapshots, snapshot_slot, held)
         await voter.bind()
         setup = Setup(
-            cluster, voter_id, str(paths.directory), str(paths.journal), str(paths.snapshots)
+            cluster,
+            voter_id,
+            str(paths.directory),
+            str(paths.journal),
+            str(paths.snapshots),
+            str(held.folder),
         )
-        voter.start(keep_archive(setup), scope.cancel)
+        voter.start(ArchiveChild(setup), scope.cancel)
         log(
             logging.INFO,
             "voter.ready",

@@ -3,27 +3,35 @@
 Four paths, all non-blocking, none with an ``await`` per datagram:
 
 ========================  ===================================================================
-voter -> voter, small     UDP on ``peer_port``, in at most PEER_DATAGRAMS_MAX datagrams
-voter -> voter, large     a TCP connection per direction to ``peer_port``, opened at the first
-                          message over PEER_UDP_BODY_BYTES_MAX bytes, and for Fetch and Fetched
-voter -> listeners        multicast of one datagram at a time to ``stream.group:port``
-listeners -> voters       repair requests and reports, multicast to ``stream.group:port + 1``
+voter -> voter, small     UDP on ``peer_port``, in at most PEER_DATAGRAMS_MAX datagrams, sealed
+voter -> voter, large     a TLS connection per direction to ``peer_port``, always open: for
+                          messages over PEER_UDP_BODY_BYTES_MAX bytes, for Fetch and Fetched, and
+                          first of all for telling what the datagrams are sealed with
+voter -> listeners        multicast of one datagram at a time to ``stream.group:port``, sealed
+listeners -> voters       repair requests and reports, multicast to ``stream.group:port + 1``,
+                          sealed
 ========================  ===================================================================
 
-A message that cannot be sent now is dropped and counted: the algorithm repeats itself.
+What a voter hears by datagram before its sender told it the secret of this start is dropped: that
+is what makes anything recorded before worthless.  A message that cannot be sent now is dropped and
+counted: the algorithm repeats itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
+import secrets
 import socket
 import struct
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
-from trex_core.cluster import ClusterConfig, StreamConfig
+from trex_core.access import Holder, voter_of, why_not_voter
+from trex_core.cluster import ClusterConfig, ConfigError, StreamConfig
+from trex_core.credentials import Keys
 from trex_core.messages import (
     LISTENER_REPORT_TAG,
     CatchUp,
@@ -32,27 +40,28 @@ from trex_core.messages import (
     ListenerReport,
     PeerMessage,
     RepairRequest,
+    SealTold,
     message_tag,
 )
 from trex_core.roster import sane
+from trex_core.seal import KEY_BYTES, STREAM_SALT_BYTES, PeerOpener, Sealer, StreamOpener
 from trex_core.state import Receive
 from trex_core.wire import (
     DATAGRAM_BODY_BYTES_MAX,
-    HEADER_BYTES,
     PEER_UDP_BODY_BYTES_MAX,
     Channel,
     Frame,
     FrameError,
     Identity,
     Reassembler,
+    decode_link,
     decode_peer,
     decode_stream,
     encode_body,
-    fragments,
     frame,
-    unframe,
 )
 from voters.config import StartError
+from voters.credentials import Credentials, other_end, tls_trouble
 from voters.frames import Count, FrameConnection, FrameServer, bind_error, keep_alive
 
 LINK_QUEUE_BYTES_MAX: Final = 16 << 20
@@ -107,16 +116,26 @@ class _Inbound(FrameConnection):
 
     server: _LinkServer
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if self.open:
+            self.server.connected(voter_of(self.holder.grant))
+
     def on_frame(self, frame: Frame) -> None:
+        if frame.sender != voter_of(self.holder.grant):
+            raise FrameError("sender")
         self.server.deliver(frame)
 
 
 class _LinkServer(FrameServer):
-    def __init__(self, owner: Transport, cluster_id: bytes, count: Count) -> None:
+    def __init__(
+        self, owner: Transport, cluster_id: bytes, credentials: Credentials, count: Count
+    ) -> None:
         super().__init__(
             "peer_tcp",
             cluster_id,
             Channel.PEER,
+            credentials.server,
             count,
             connections_max=LINK_CONNECTIONS_MAX,
             body_bytes_max=8 << 20,
@@ -127,6 +146,12 @@ class _LinkServer(FrameServer):
     def connection(self) -> FrameConnection:
         return _Inbound(self)
 
+    def why_denied(self, holder: Holder) -> str:
+        return super().why_denied(holder) or ("" if voter_of(holder.grant) else "no voter")
+
+    def connected(self, voter: int) -> None:
+        self._owner.poke(voter)
+
     def deliver(self, whole: Frame) -> None:
         if whole.parts != 1:
             raise FrameError("part")
@@ -134,14 +159,27 @@ class _LinkServer(FrameServer):
 
 
 class _Link(asyncio.Protocol):
-    """Our TCP link to one peer: a bounded queue and whatever connection there is now."""
+    """Our TLS link to one peer: a bounded queue and whatever connection there is now. Each
+    connection begins with what ``greeting`` gives."""
 
-    def __init__(self, address: Callable[[], Address | None], count: Count) -> None:
+    def __init__(
+        self,
+        peer: int,
+        cluster_id: bytes,
+        credentials: Credentials,
+        address: Callable[[], Address | None],
+        greeting: Callable[[], bytes],
+        count: Count,
+    ) -> None:
+        self._greeting = greeting
+        self._peer = peer
+        self._cluster_id = cluster_id
+        self._credentials = credentials
         self._address = address
         self._count = count
         self._queue: deque[bytes] = deque()
         self._queued_bytes = 0
-        self._wanted = asyncio.Event()
+        self._poked = asyncio.Event()
         self._lost = asyncio.Event()
         self._transport: asyncio.Transport | None = None
         self._writable = False
@@ -152,10 +190,16 @@ class _Link(asyncio.Protocol):
         while self._queued_bytes > LINK_QUEUE_BYTES_MAX:
             self._queued_bytes -= len(self._queue.popleft())
             self._count("peer_tcp.queue_full")
-        if self._transport is None:
-            self._wanted.set()
-        else:
-            self._flush()
+        self._flush()
+
+    def greet(self) -> None:
+        """Say the greeting again, before what waits."""
+        if self._transport is not None:
+            self._transport.write(self._greeting())
+
+    def poke(self) -> None:
+        """The peer was just seen to be there: connect now, if not connected."""
+        self._poked.set()
 
     def _flush(self) -> None:
         while self._queue and self._writable and self._transport is not None:
@@ -168,35 +212,48 @@ class _Link(asyncio.Protocol):
         self._queued_bytes = 0
 
     async def run(self) -> None:
-        """Keep the link up while there is something to say. Runs until cancelled."""
+        """Keep the link up. Runs until cancelled."""
         loop = asyncio.get_running_loop()
         backoff_s = BACKOFF_S_MIN
         while True:
-            await self._wanted.wait()
+            self._poked.clear()
             address = self._address()
             try:
                 if address is None:
                     raise OSError("the host name is not known")
                 self._lost.clear()
                 async with asyncio.timeout(CONNECT_S_MAX):
-                    await loop.create_connection(lambda: self, *address)
-            except (OSError, TimeoutError):
-                self._count("peer_tcp.connect_failed")
+                    await loop.create_connection(
+                        lambda: self, *address, ssl=self._credentials.client
+                    )
+            except (OSError, TimeoutError) as error:
+                trouble = tls_trouble(error)
+                self._count("peer_tcp.tls_refused" if trouble else "peer_tcp.connect_failed")
                 self._forget()  # what waited is old when the peer is back: it is sent anew
-                self._wanted.clear()
-                await asyncio.sleep(backoff_s)
-                backoff_s = min(BACKOFF_S_MAX, 2 * backoff_s)
-                continue
-            backoff_s = BACKOFF_S_MIN
-            self._wanted.clear()
-            await self._lost.wait()
-            if self._queue:
-                self._wanted.set()
+            else:
+                since_s = loop.time()
+                await self._lost.wait()
+                if loop.time() - since_s > BACKOFF_S_MAX:
+                    backoff_s = BACKOFF_S_MIN
+            with suppress(TimeoutError):
+                async with asyncio.timeout(backoff_s):
+                    await self._poked.wait()
+            backoff_s = min(BACKOFF_S_MAX, 2 * backoff_s)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]  # uvloop's has its own class
+        try:
+            holder = other_end(transport.get_extra_info("ssl_object"), self._cluster_id)
+            stranger = bool(why_not_voter(holder.grant, self._peer))
+        except ConfigError:
+            stranger = True
+        if stranger:
+            self._count("peer_tcp.wrong_voter")
+            self.close()
+            return
         self._writable = True
         keep_alive(transport)
+        self.greet()
         self._flush()
 
     def pause_writing(self) -> None:
@@ -226,6 +283,7 @@ class Transport:
         self,
         identity: Identity,
         cluster: ClusterConfig,
+        credentials: Credentials,
         count: Count,
         on_input: Callable[[], None],
     ) -> None:
@@ -240,31 +298,48 @@ class Transport:
         self._udp_ready = False
         self._repairs_ready = False
         self._reassembler = Reassembler()
-        self._counter = 0
-        self._stream_counter = 0
+        keys = credentials.keys
+        if keys.voter is None or keys.stream is None:
+            raise StartError(f"{credentials.folder}: keys.toml holds no voter key")
+        self._keys = keys
+        self._secret = secrets.token_bytes(KEY_BYTES)
+        self._voter_key = keys.voter.first
+        self._sealer = Sealer(Channel.PEER, identity, keys.voter.first, self._secret)
+        self._opener = PeerOpener(identity.cluster_id, keys.voter)
+        salt = secrets.token_bytes(STREAM_SALT_BYTES)
+        self._stream_sealer = Sealer(Channel.STREAM, identity, keys.stream.first, salt)
+        self._stream_opener = StreamOpener(identity.cluster_id, keys.stream)
         self._stream_address = (cluster.stream.group, cluster.stream.port)
         self._last_message: PeerMessage | None = None
         self._last_datagrams: list[bytes] | None = None
         self._last_frame = b""
         self._links = {
-            peer: _Link(lambda peer=peer: self._addresses.get(peer), count)  # type: ignore[misc]
+            peer: _Link(
+                peer,
+                identity.cluster_id,
+                credentials,
+                lambda peer=peer: self._addresses.get(peer),  # type: ignore[misc]
+                self._told,
+                count,
+            )
             for peer in self._peers
         }
         self._tasks: list[asyncio.Task[None]] = []
         self._sockets: list[socket.socket] = []
-        self._server = _LinkServer(self, identity.cluster_id, count)
+        self._server = _LinkServer(self, identity.cluster_id, credentials, count)
 
     @classmethod
     async def open(
         cls,
         identity: Identity,
         cluster: ClusterConfig,
+        credentials: Credentials,
         count: Count,
         on_input: Callable[[], None],
     ) -> Transport:
         """Bind all sockets; ``on_input`` is called whenever there is something to drain.
         Raises :class:`StartError` naming the port and its key."""
-        self = cls(identity, cluster, count, on_input)
+        self = cls(identity, cluster, credentials, count, on_input)
         try:
             await self._open()
         except BaseException:
@@ -307,6 +382,39 @@ class Transport:
         self._repairs_ready = True
         self._on_input()
 
+    # --- keys -------------------------------------------------------------------------------
+
+    def _told(self) -> bytes:
+        """What each link says first."""
+        told = SealTold(self._voter_key.epoch, self._secret, self._sealer.counter)
+        return frame(self._identity, Channel.PEER, encode_body(told))
+
+    def use(self, keys: Keys) -> None:
+        """Open with the keys of ``keys`` from now on, and seal with the first ones; with a new
+        voter key from the next call on, so that peers have been told before it is used. To be
+        called about once a second."""
+        self._sealer.use(self._voter_key)
+        if keys is self._keys or keys.voter is None or keys.stream is None:
+            return
+        self._keys = keys
+        self._opener.use(keys.voter)
+        self._stream_sealer.use(keys.stream.first)
+        self._stream_opener.use(keys.stream)
+        if keys.voter.first != self._voter_key:
+            self._voter_key = keys.voter.first
+            for link in self._links.values():
+                link.greet()
+
+    def revoke(self, serials: frozenset[str]) -> None:
+        """These certificates are no longer good."""
+        self._server.revoke(serials)
+
+    def poke(self, voter: int) -> None:
+        """Voter ``voter`` just connected to us: connect to it too, if we are not connected."""
+        link = self._links.get(voter)
+        if link is not None:
+            link.poke()
+
     # --- between voters ---------------------------------------------------------------------
 
     def send(self, to: int, message: PeerMessage) -> None:
@@ -336,8 +444,7 @@ class Transport:
             self._last_datagrams = None
             self._last_frame = frame(self._identity, Channel.PEER, body)
         else:
-            self._last_datagrams = fragments(self._identity, Channel.PEER, body, self._counter)
-            self._counter += len(self._last_datagrams)
+            self._last_datagrams = self._sealer.datagrams(body)
 
     def drain(self, datagrams_max: int) -> list[Receive]:
         """What came from peers since the last call: all of TCP, and at most ``datagrams_max``
@@ -348,7 +455,6 @@ class Transport:
             return heard
         self._udp_ready = False
         receive = self._udp.recv
-        cluster_id = self._identity.cluster_id
         for _ in range(datagrams_max):
             try:
                 data = receive(RECEIVE_BYTES)
@@ -358,12 +464,12 @@ class Transport:
                 self._count("peer_udp.receive_failed")
                 break
             try:
-                part = unframe(data, cluster_id, Channel.PEER)
+                part = self._opener.open(data)
                 if part.sender not in self._peers:
                     raise FrameError("sender")
                 body = self._reassembler.add(part)
                 if body is not None:
-                    heard.append(self._decode(part, body))
+                    heard.append(self._received(part, decode_peer(body)))
             except FrameError as error:
                 self._count(f"peer_udp.dropped.{error.reason}")
         return heard
@@ -372,11 +478,16 @@ class Transport:
         """Take a message from a link. Raises :class:`FrameError` if it is none of a peer."""
         if whole.sender not in self._peers:
             raise FrameError("sender")
-        self._inbox.append(self._decode(whole, body))
+        message = decode_link(body)
+        if isinstance(message, SealTold):
+            who = Identity(self._identity.cluster_id, whole.sender, whole.incarnation, whole.boot)
+            self._opener.told(who, message.epoch, message.secret, message.counter)
+            self._on_input()
+            return
+        self._inbox.append(self._received(whole, message))
         self._on_input()
 
-    def _decode(self, part: Frame, body: bytes) -> Receive:
-        message = decode_peer(body)
+    def _received(self, part: Frame, message: PeerMessage) -> Receive:
         if isinstance(message, CatchUp):
             raise FrameError("body")
         return Receive(part.sender, part.incarnation, part.boot, message)
@@ -386,8 +497,7 @@ class Transport:
     def publish(self, body: bytes) -> None:
         """Multicast one encoded stream message of at most DATAGRAM_BODY_BYTES_MAX bytes."""
         assert len(body) <= DATAGRAM_BODY_BYTES_MAX, "the stream's unit is the datagram"
-        self._stream_counter += 1
-        data = frame(self._identity, Channel.STREAM, body, counter=self._stream_counter)
+        (data,) = self._stream_sealer.datagrams(body)
         try:
             self._multicast.sendto(data, self._stream_address)
         except BlockingIOError:
@@ -400,7 +510,7 @@ class Transport:
     ) -> tuple[list[RepairRequest], list[ListenerReport]]:
         """Repair requests that name this voter, and reports of listeners; at most
         ``datagrams_max`` datagrams are taken, and of them ``reports_max`` reports looked at:
-        further ones are dropped unread, which costs no more than their receipt."""
+        further ones are dropped undecoded."""
         wanted: list[RepairRequest] = []
         reports: list[ListenerReport] = []
         if not self._repairs_ready:
@@ -414,15 +524,15 @@ class Transport:
             except OSError:
                 self._count("repair.receive_failed")
                 break
-            is_report = message_tag(data[HEADER_BYTES : HEADER_BYTES + 4]) == LISTENER_REPORT_TAG
-            if is_report and reports_max <= 0:
-                self._count("report.too_many")
-                continue
+            is_report = False
             try:
+                body = self._stream_opener.open(data).body
+                is_report = message_tag(body[:4]) == LISTENER_REPORT_TAG
+                if is_report and reports_max <= 0:
+                    self._count("report.too_many")
+                    continue
                 reports_max -= is_report
-                message = decode_stream(
-                    unframe(data, self._identity.cluster_id, Channel.STREAM).body
-                )
+                message = decode_stream(body)
                 if isinstance(message, RepairRequest):
                     if message.responder == self._me.id:
                         wanted.append(message)

@@ -95,8 +95,10 @@ async def stage(recording: Path) -> AsyncIterator[Stage]:
         cluster.start_voters()
         store = Path(folder) / "dash"
         async with (
-            open_feed(config, name="dash", directory=store, record=recording) as feed,
-            connect(config, deadline_s=START_S) as client,
+            open_feed(
+                config, cluster.credentials(), name="dash", directory=store, record=recording
+            ) as feed,
+            connect(config, cluster.credentials(), deadline_s=START_S) as client,
             anyio.create_task_group() as tasks,
         ):
             made = Stage(cluster, client)

@@ -587,8 +587,10 @@ async def test_actions_are_what_the_client_is_asked_for(monkeypatch):
             return to or 4
 
     monkeypatch.setattr(actions, "connect", lambda *_, **__: Client())
-    assert await actions.perform(None, HandOver()) == "leadership handed over: voter 4 leads"
-    told = await actions.perform(None, TakeSnapshot((1, 3)))
+    assert (
+        await actions.perform(Path(), None, HandOver()) == "leadership handed over: voter 4 leads"
+    )
+    told = await actions.perform(Path(), None, TakeSnapshot((1, 3)))
     assert told == "snapshot taken: voter 1 at slot 100, voter 3 at slot 300"
 
 

@@ -24,6 +24,7 @@ from dashboard import cli, tables
 from dashboard.cluster_init import KNOBS
 from dashboard.tables import judge, status_rows
 from listeners.sql import QueryResult, SqlRefusedError, serve_sql
+from tests.credentials import folder
 from tests.voters.fake_gateway import Do, FakeCluster
 from trex_core.cluster import (
     ClusterConfig,
@@ -54,6 +55,7 @@ def fake(portal, tmp_path, monkeypatch):
     with portal.wrap_async_context_manager(cluster):
         (tmp_path / "cluster.toml").write_text(cluster.text)
         monkeypatch.setenv("TREX_CONFIG", str(tmp_path / "cluster.toml"))
+        monkeypatch.setenv("TREX_CREDENTIALS", str(folder(cluster.config)))
         yield cluster
 
 

@@ -14,10 +14,12 @@ import msgspec
 import pytest
 
 from dashboard import advice, doctor, probes
+from dashboard.authority import make_authority
 from dashboard.cluster_init import cluster_file
 from dashboard.doctor import ALL_WELL, NO_LEADER, WRONG, Evidence, Here, Place, Reply
 from dashboard.ports import PortBlock
 from dashboard.view import Clock, Opened, Reported, Tipped, View, reduce
+from tests.credentials import folder
 from trex_core.cluster import parse_cluster
 from trex_core.messages import (
     CHAIN_BYTES,
@@ -121,7 +123,7 @@ def said(found, check):
 ORDER = [
     "cluster file", "voters", "archives", "multicast stream", "multicast repair",
     "receive buffer", "quorum", "leader", "elections", "lag of voters", "disk room", "disk speed",
-    "snapshots", "listeners", "versions", "clock", "this machine", "verdict",
+    "snapshots", "listeners", "versions", "certificates", "clock", "this machine", "verdict",
 ]  # fmt: skip
 
 
@@ -351,7 +353,7 @@ async def test_a_name_service_that_hangs_is_not_waited_for(monkeypatch, nobody):
     cluster = parse_cluster(text)
     assert {each.host for each in cluster.voters} == {"voter.example"}
     with anyio.fail_after(3):
-        found = await probes.gather(cluster, "x", nobody.parent, None, 0.3)
+        found = await probes.gather(cluster, folder(cluster), "x", nobody.parent, None, 0.3)
     never.set()
     (line, *_), code = said(found, "voters")
     assert code == NO_LEADER and len(said(found, "voters")[0]) == 4 and line.level == "bad"
@@ -385,6 +387,7 @@ def nobody(tmp_path):
     block = PortBlock()
     path = tmp_path / "cluster.toml"
     path.write_text(cluster_file("nobody", ["127.0.0.1"] * 3, block.ports))
+    make_authority(tmp_path, parse_cluster(path.read_text()))
     yield path
     block.close()
 

@@ -35,6 +35,7 @@ from dashboard.view import (
     Trouble,
 )
 from listeners.source import SourceError
+from tests.credentials import folder
 from tests.listeners.backbone import BALLOT, DIGEST, Backbone, make_cluster
 from tests.listeners.test_listener import cut_snapshot
 from tests.listeners.workload import engine, put, workload
@@ -43,7 +44,7 @@ from trex_core.messages import Ballot, Kind, ListenerReport, StreamTip, Value, e
 from trex_core.metadata.commands import LEVEL, LeaseGrant, LeaseRevoke, MemberJoin, MemberUpdate
 from trex_core.metadata.state import state_chunks
 from trex_core.state import FixedRun
-from trex_core.wire import Channel, Identity, encode_body, frame
+from trex_core.wire import Identity, encode_body
 
 DEADLINE_S = 20
 RUNS = Path(__file__).parent / "recordings"
@@ -62,7 +63,9 @@ async def backbone():
 
 
 def following(backbone: Backbone, place: Path, record: Path | None = None):
-    return open_feed(backbone.cluster, name="dash", directory=place, record=record)
+    return open_feed(
+        backbone.cluster, folder(backbone.cluster), name="dash", directory=place, record=record
+    )
 
 
 async def until(feed: Feed, there: Callable[[list[Event]], bool]) -> list[Event]:
@@ -90,7 +93,8 @@ def stream(backbone: Backbone, *values: Value) -> int:
 def say(backbone: Backbone, report: ListenerReport) -> None:
     """Multicast ``report`` as another listener does."""
     identity = Identity(backbone.identity.cluster_id, 0, 99)
-    backbone.send_raw(frame(identity, Channel.STREAM, encode_body(report)), repair_port=True)
+    (data,) = backbone.sealed(identity, encode_body(report))
+    backbone.send_raw(data, repair_port=True)
 
 
 def content(feed: Feed) -> bytes:
@@ -114,7 +118,7 @@ async def tables(feed: Feed) -> dict[str, list[str]]:
 
 async def test_it_opens_at_once_though_nobody_is_heard(tmp_path):
     cluster = make_cluster()
-    async with open_feed(cluster, name="dash", directory=tmp_path) as feed:
+    async with open_feed(cluster, folder(cluster), name="dash", directory=tmp_path) as feed:
         opened, *middle, clock = feed.take()
         assert isinstance(opened, Opened)
         assert (opened.voters, opened.source, opened.cluster) == ((1, 2, 3), "live", "test")
@@ -237,7 +241,9 @@ async def test_a_group_that_cannot_be_joined_is_a_clear_error(tmp_path):
     stream_away = msgspec.structs.replace(cluster.stream, interface="203.0.113.9")
     away = msgspec.structs.replace(cluster, stream=stream_away)
     with pytest.raises(SourceError, match=r"203\.0\.113\.9.*\[stream\]"):
-        async with open_feed(away, name="dash", directory=tmp_path, record=tmp_path / "r"):
+        async with open_feed(
+            away, folder(away), name="dash", directory=tmp_path, record=tmp_path / "r"
+        ):
             pytest.fail("it opened")
     assert not (tmp_path / "r").exists()
 

@@ -21,6 +21,7 @@ from dashboard.importer import (
     import_file,
     row_command,
 )
+from tests.credentials import folder
 from tests.voters.fake_gateway import Do, FakeCluster
 from trex_core.messages import Kind, RefusalReason
 from trex_core.metadata.commands import (
@@ -61,6 +62,7 @@ async def run_import(fake: FakeCluster, path, *, in_flight=64, deadline_s=5.0):
     told: list[tuple[int, int]] = []
     imported = await import_file(
         fake.config,
+        folder(fake.config),
         examine(path),
         in_flight_max=in_flight,
         deadline_s=deadline_s,
@@ -276,6 +278,7 @@ async def test_killed_with_9_again_and_again_it_ends_right(few, tmp_path):
         arguments = ["import", "--format", importer.FORMATS[0], str(few), "--in-flight", "32"]
         command = [sys.executable, "-m", "dashboard.cli", *arguments, "--config", str(config)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        environment["TREX_CREDENTIALS"] = str(folder(fake.config))
         for victim in (1, 3, 60, 200, 450):
             before = len(fake.seen)
 

@@ -41,6 +41,7 @@ from listeners.sql import (
     SqlTooLargeError,
     SqlUnavailableError,
 )
+from tests.credentials import folder
 from tests.dashboard.fakes import FakeFeed, FakeListener, opens
 from tests.listeners.backbone import Backbone, make_cluster
 from tests.listeners.test_listener import QUICK
@@ -162,7 +163,12 @@ async def stored(tmp_path, *values):
         async with (
             backbone.serving(heartbeat_s=0.05),
             open_listener(
-                backbone.cluster, name="dash", directory=tmp_path, seed=1, options=QUICK
+                backbone.cluster,
+                folder(backbone.cluster, "listener"),
+                name="dash",
+                directory=tmp_path,
+                seed=1,
+                options=QUICK,
             ) as listener,
         ):
             last = backbone.append(*values)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dashboard.authority import make_authority
 from tests.e2e.harness import LocalCluster, all_config, config_of, put
 from trex_core.messages import COMMAND_BYTES_MAX
 from voters.driver import TooLarge, open_driver
@@ -65,7 +66,14 @@ def test_a_journal_of_another_voter(idle):
 def test_a_journal_of_another_cluster(idle):
     text = idle.config_path.read_text()
     ours = config_of(idle).cluster_id
-    idle.config_path.write_text(text.replace(ours, "0123456789abcdef" * 2))
+    other = "0123456789abcdef" * 2
+    idle.config_path.write_text(text.replace(ours, other))
+    code, words = run_voter(idle, 1)
+    assert code == REFUSED
+    assert "certificate is of another cluster" in words
+    for made in (idle.credentials().parent, idle.authority.folder):
+        shutil.rmtree(made)
+    make_authority(idle.directory, config_of(idle))
     code, words = run_voter(idle, 1)
     assert code == BROKEN
     assert "cluster" in words
@@ -130,7 +138,7 @@ def test_a_verb_that_does_not_exist(idle):
 async def test_a_damaged_journal_and_a_command_over_the_limit(tmp_path):
     with LocalCluster(tmp_path, 3) as cluster:
         cluster.start_voters()
-        async with open_driver(config_of(cluster), deadline_s=30) as driver:
+        async with open_driver(config_of(cluster), cluster.credentials(), deadline_s=30) as driver:
             for count in range(20):
                 await put(driver, f"key/{count}", "value " * 50)
             with pytest.raises(TooLarge, match=str(COMMAND_BYTES_MAX)):
@@ -154,7 +162,7 @@ async def test_a_damaged_journal_and_a_command_over_the_limit(tmp_path):
 async def test_a_journal_formatted_again_counts_nowhere(tmp_path):
     with LocalCluster(tmp_path, 3) as cluster:
         cluster.start_voters()
-        async with open_driver(config_of(cluster), deadline_s=30) as driver:
+        async with open_driver(config_of(cluster), cluster.credentials(), deadline_s=30) as driver:
             await put(driver, "a", "b")
             leader = (await driver.find_leader()).voter
             forgetful, other = (voter for voter in cluster.voter_ids if voter != leader)
@@ -171,7 +179,7 @@ async def test_a_journal_formatted_again_counts_nowhere(tmp_path):
 async def test_a_journal_rolled_back_is_refused_by_its_peers(tmp_path):
     with LocalCluster(tmp_path, 3) as cluster:
         cluster.start_voters()
-        async with open_driver(config_of(cluster), deadline_s=30) as driver:
+        async with open_driver(config_of(cluster), cluster.credentials(), deadline_s=30) as driver:
             await put(driver, "a", "b")
             leader = (await driver.find_leader()).voter
             voter = next(each for each in cluster.voter_ids if each != leader)

@@ -93,8 +93,8 @@ def test_a_kept_lease_holds_its_member_until_its_holder_is_killed(cluster):
     async def watch_it() -> None:
         config, _ = read_cluster(cluster.config_path)
         async with (
-            connect(config, deadline_s=START_S) as client,
-            open_listener(config, name="witness") as listener,
+            connect(config, cluster.credentials(), deadline_s=START_S) as client,
+            open_listener(config, cluster.credentials("listener"), name="witness") as listener,
         ):
             changes = listener.changes(since=0, kind="member")
 
@@ -137,7 +137,7 @@ def test_an_import_goes_on_through_killed_leaders(cluster, google_trace, tmp_pat
 
     async def work() -> None:
         config, _ = read_cluster(cluster.config_path)
-        async with connect(config, deadline_s=START_S) as client:
+        async with connect(config, cluster.credentials(), deadline_s=START_S) as client:
             before = (await client.put("before", "")).slot
             killed: list[int] = []
             harm = {source.rows // 4, source.rows // 2}
@@ -153,7 +153,12 @@ def test_an_import_goes_on_through_killed_leaders(cluster, google_trace, tmp_pat
             found = await client.driver.find_leader(START_S)
             assert found.voter == client.driver.leader
             imported = await import_file(
-                config, source, in_flight_max=64, deadline_s=START_S, told=told
+                config,
+                cluster.credentials(),
+                source,
+                in_flight_max=64,
+                deadline_s=START_S,
+                told=told,
             )
             assert (imported.first_row, imported.rows) == (1, source.rows) and not harm
             members = {m.id: m for m in await client.members()}

@@ -120,7 +120,7 @@ def test_what_cannot_be_shown_is_one_line_and_an_exit_code(place):
 def test_a_cluster_that_cannot_be_followed_is_one_line(place):
     with LocalCluster(place / "cluster", 3) as cluster:
         text = cluster.config_path.read_text()
-        away = place / "away.toml"
+        away = cluster.directory / "away.toml"
         away.write_text(text.replace("[stream]\n", '[stream]\ninterface = "203.0.113.9"\n'))
         (place / "broken").mkdir()
         (place / "broken" / "store.duckdb").write_text("no database")

@@ -36,7 +36,7 @@ async def test_kill_9_of_all_five_under_load_loses_no_acknowledged_write(tmp_pat
         cluster.start_voters()
         config = config_of(cluster)
         for _ in range(2):
-            async with open_driver(config, deadline_s=30) as driver:
+            async with open_driver(config, cluster.credentials(), deadline_s=30) as driver:
                 name = f"boot-{len(ledger.acknowledged)}"
                 async with anyio.create_task_group() as group:
                     for writer in range(16):
@@ -45,7 +45,7 @@ async def test_kill_9_of_all_five_under_load_loses_no_acknowledged_write(tmp_pat
                     kill_all([cluster.voter(voter) for voter in cluster.voter_ids])
                     group.cancel_scope.cancel()
             cluster.start_voters()
-        async with open_driver(config, deadline_s=30) as driver:
+        async with open_driver(config, cluster.credentials(), deadline_s=30) as driver:
             found = await all_config(driver)
             assert missing(ledger, found) == {}
             assert await put(driver, "afterwards", "yes") > ledger.slot
@@ -79,7 +79,7 @@ async def test_compare_and_set_increments_are_exact_while_leaders_are_killed(tmp
 
     async def client():
         nonlocal increments, conflicts
-        async with open_driver(config, deadline_s=30) as driver:
+        async with open_driver(config, cluster.credentials(), deadline_s=30) as driver:
             while not stop.is_set():
                 conflicts += await increment(driver, "counter") - 1
                 increments += 1
@@ -88,7 +88,7 @@ async def test_compare_and_set_increments_are_exact_while_leaders_are_killed(tmp
     with LocalCluster(tmp_path) as cluster:
         cluster.start_voters()
         config = config_of(cluster)
-        async with open_driver(config, deadline_s=30) as driver:
+        async with open_driver(config, cluster.credentials(), deadline_s=30) as driver:
             await put(driver, "ready", "yes")
             stop = anyio.Event()
             progressed = anyio.Event()

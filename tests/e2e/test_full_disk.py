@@ -43,7 +43,7 @@ def fill(place, left_bytes):
 async def test_full_disks_refuse_writes_in_words_and_go_on_when_there_is_room(small_disk):
     with LocalCluster(small_disk, 3, journal=JOURNAL) as cluster:
         cluster.start_voters()
-        async with open_driver(config_of(cluster), deadline_s=30) as driver:
+        async with open_driver(config_of(cluster), cluster.credentials(), deadline_s=30) as driver:
             acknowledged = {"before": await put(driver, "before", "room")}
             filler = fill(small_disk, MARK_BYTES // 2)
             refused = None

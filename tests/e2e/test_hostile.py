@@ -69,7 +69,7 @@ async def test_garbage_and_half_open_connections_at_every_port_are_harmless(tmp_
         udp = held.enter_context(socket.socket(type=socket.SOCK_DGRAM))
         udp.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1"))
         udp.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 0)
-        async with open_driver(config, deadline_s=30) as driver:
+        async with open_driver(config, cluster.credentials(), deadline_s=30) as driver:
             await put(driver, "ready", "yes")
             quiet = await put_times(driver, "quiet", 60)
             before = await dropped(driver)

@@ -15,7 +15,7 @@ DEADLINE_S = 3.0
 async def test_writes_go_on_without_two_of_five_and_wait_for_a_third(tmp_path):
     with LocalCluster(tmp_path) as cluster:
         cluster.start_voters()
-        async with open_driver(config_of(cluster), deadline_s=30) as driver:
+        async with open_driver(config_of(cluster), cluster.credentials(), deadline_s=30) as driver:
             acknowledged = {"all": await put(driver, "all", "5 voters")}
             leader = (await driver.find_leader()).voter
             followers = [voter for voter in cluster.voter_ids if voter != leader]

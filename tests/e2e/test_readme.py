@@ -34,7 +34,7 @@ def test_a_cluster_of_your_own(tmp_path):
 async def test_the_embedded_listener(tmp_path):
     with LocalCluster(tmp_path / "rex", 3) as cluster:
         cluster.start_voters()
-        async with open_driver(config_of(cluster), deadline_s=30) as driver:
+        async with open_driver(config_of(cluster), cluster.credentials(), deadline_s=30) as driver:
             slot = await put(driver, "any", "thing")
         script = tmp_path / "engine.py"
         script.write_text(blocks("python")[0].replace("rex/", f"{tmp_path}/rex/"))

@@ -94,7 +94,7 @@ async def test_a_slice_through_killed_leader_and_listener(trace, tmp_path):
         names = ["one", "two", "three"]
         for name in names:
             cluster.start_listener(name).wait_for_line("listener.started", 30)
-        async with open_driver(config_of(cluster), deadline_s=30) as driver:
+        async with open_driver(config_of(cluster), cluster.credentials(), deadline_s=30) as driver:
             await driver.find_leader()
             importing = run_import(cluster, trace)
             await until_slot(driver, rows // 6)
@@ -136,7 +136,7 @@ async def test_with_tiny_segments_and_snapshots_all_start_cold_from_a_snapshot(t
     tiny = {"segment_bytes": 1 << 17, "retain_bytes": 0, "snapshot_slots": rows // 12}
     with LocalCluster(tmp_path / "cluster", 3, journal=tiny) as cluster:
         cluster.start_voters()
-        async with open_driver(config_of(cluster), deadline_s=60) as driver:
+        async with open_driver(config_of(cluster), cluster.credentials(), deadline_s=60) as driver:
             leader = await driver.find_leader()
             late = next(voter for voter in cluster.voter_ids if voter != leader.voter)
             await put(driver, "ready", "yes")

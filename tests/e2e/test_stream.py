@@ -27,7 +27,7 @@ async def test_at_5_percent_loss_gaps_are_closed_by_repair_and_never_by_the_lead
         for name in names:
             child = cluster.start_listener(name, drop_percent=LOSS_PERCENT)
             child.wait_for_line("listener.started", 30)
-        async with open_driver(config_of(cluster), deadline_s=60) as driver:
+        async with open_driver(config_of(cluster), cluster.credentials(), deadline_s=60) as driver:
             await put(driver, "first", "yes")
             async with anyio.create_task_group() as group:
                 for writer in range(8):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
 from collections import Counter
@@ -11,9 +12,19 @@ import msgspec
 import pytest
 
 from tests.e2e.harness import Child, LocalCluster, config_of, put
-from trex_core.messages import Accepted, Ballot, Prepare, Promise
+from trex_core.messages import Accepted, Ballot, Prepare, Promise, SealTold
+from trex_core.seal import PeerOpener
 from trex_core.state import AcceptRecord, PromiseRecord, Record
-from trex_core.wire import HEADER_BYTES, Channel, body_bytes, decode_peer, unframe
+from trex_core.wire import (
+    HEADER_BYTES,
+    Channel,
+    Identity,
+    body_bytes,
+    decode_link,
+    decode_peer,
+    unframe,
+)
+from voters.credentials import Credentials
 from voters.driver import open_driver
 
 GUARD_BYTES = 4
@@ -75,10 +86,39 @@ class Disk:
                 return True
 
 
-def checked_votes(trace: Path, cluster_id: bytes) -> Counter[str]:
+async def told_by(voter: int, cluster: LocalCluster, listening: int) -> PeerOpener:
+    """Stand where voter ``listening`` was killed, with its certificate, until ``voter`` connects
+    and tells what it seals its datagrams with. What was overheard can then be opened."""
+    config = config_of(cluster)
+    cluster_id = config.cluster_id_bytes
+    held = Credentials(cluster.credentials(f"voter-{listening}"), cluster_id)
+    heard: asyncio.Future[PeerOpener] = asyncio.get_running_loop().create_future()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        header = await reader.readexactly(HEADER_BYTES)
+        data = header + await reader.readexactly(body_bytes(header, cluster_id))
+        found = unframe(data, cluster_id, Channel.PEER)
+        told = decode_link(found.body)
+        if found.sender == voter and isinstance(told, SealTold) and not heard.done():
+            ring = held.keys.voter
+            assert ring is not None
+            opener = PeerOpener(cluster_id, ring)
+            who = Identity(cluster_id, found.sender, found.incarnation, found.boot)
+            opener.told(who, told.epoch, told.secret, 1)
+            heard.set_result(opener)
+        writer.close()
+
+    entry = config.voter(listening)
+    server = await asyncio.start_server(serve, entry.host, entry.peer_port, ssl=held.server)
+    async with server, asyncio.timeout(20):
+        return await heard
+
+
+def checked_votes(trace: Path, cluster_id: bytes, opener: PeerOpener) -> Counter[str]:
     """Go through the trace in the kernel's order and check each vote as it enters ``sendto``."""
     disk = Disk(cluster_id)
     votes: Counter[str] = Counter()
+    opened: dict[bytes, object] = {}
     open_calls: dict[str, tuple[int, bytes, int]] = {}
 
     def returned(name: str, call: tuple[int, bytes, int], line: str) -> None:
@@ -99,7 +139,9 @@ def checked_votes(trace: Path, cluster_id: bytes) -> Counter[str]:
             data = data_of(line)
             count = sum(1 for each in disk.written if each[0] == descriptor)
             if name == "sendto" and data[3:4] == bytes([Channel.PEER]):
-                vote = decode_peer(unframe(data, cluster_id, Channel.PEER).body)
+                if data not in opened:  # one datagram may go to several peers
+                    opened[data] = decode_peer(opener.open(data).body)
+                vote = opened[data]
                 assert disk.check(vote), f"{vote} left before its record was synced"
                 votes[type(vote).__name__] += 1
                 if isinstance(vote, Accepted):
@@ -135,7 +177,7 @@ async def test_every_vote_of_a_real_voter_leaves_after_its_fdatasync_returned(tm
                 pytest.skip(f"strace is not permitted here: {error}")
             raise
         cluster.start_voters()  # the first election needs the traced one: it is seen from the start
-        async with open_driver(config, deadline_s=30) as driver:
+        async with open_driver(config, cluster.credentials(), deadline_s=30) as driver:
             # The third voter stands still while another leads: no write without the traced vote.
             await driver.hand_over(2)  # so that the traced one promises and accepts
             cluster.voter(3).pause()
@@ -150,9 +192,11 @@ async def test_every_vote_of_a_real_voter_leaves_after_its_fdatasync_returned(tm
             for count in range(30):
                 await put(driver, f"three/{count}", "value " * 100)
             cluster.voter(2).resume()
+        cluster.voter(3).kill()
+        opener = await told_by(traced, cluster, 3)
         voter.kill()
         tracer.wait(20)
-    votes = checked_votes(tmp_path / "trace", config.cluster_id_bytes)
+    votes = checked_votes(tmp_path / "trace", config.cluster_id_bytes, opener)
     print(dict(votes))
     assert votes["slots accepted"] >= 60, "a vote may cover several slots"
     assert votes["Promise"] >= 2

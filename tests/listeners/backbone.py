@@ -11,10 +11,13 @@ import asyncio
 import hashlib
 import random
 import socket
+import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
+from tests.credentials import on_stream, papers, stream_opener
+from trex_core.access import voter_name
 from trex_core.cluster import ClusterConfig, StreamConfig, VoterEntry
 from trex_core.messages import (
     AskOther,
@@ -46,9 +49,7 @@ from trex_core.wire import (
     decode_catchup,
     decode_stream,
     encode_body,
-    fragments,
     frame,
-    unframe,
 )
 
 BALLOT = Ballot(0, 1, 1)
@@ -110,7 +111,7 @@ class Backbone:
         self.entries_max = 512
         self._stirred = asyncio.Event()
         self._open: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}
-        self._counter = 0
+        self._opener = stream_opener(cluster)
         self.sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.sender.setsockopt(
             socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1")
@@ -145,9 +146,12 @@ class Backbone:
 
     def send(self, message: StreamMessage, sender: int = 1) -> None:
         identity = Identity(self.identity.cluster_id, sender, 7, 1)
-        for part in fragments(identity, Channel.STREAM, encode_body(message), self._counter):
-            self._counter += 1
+        for part in self.sealed(identity, encode_body(message)):
             self.send_raw(part)
+
+    def sealed(self, identity: Identity, body: bytes) -> list[bytes]:
+        """``body`` as datagrams of the stream, by ``identity``."""
+        return on_stream(self.cluster, identity, body)
 
     def run(self, first: int, last: int, *, repair: bool = False) -> StreamRun:
         return StreamRun(
@@ -197,6 +201,7 @@ class Backbone:
                 lambda r, w, voter=entry.id: self._archive(voter, r, w),
                 "127.0.0.1",
                 entry.archive_port,
+                ssl=papers(self.cluster, voter_name(entry.id)).server,
             )
             for entry in self.cluster.voters
         ]
@@ -239,7 +244,7 @@ class Backbone:
             except BlockingIOError:
                 return
             try:
-                whole = unframe(data, self.identity.cluster_id, Channel.STREAM)
+                whole = self._opener.open(data)
                 message = decode_stream(whole.body)
             except FrameError:
                 continue
@@ -275,7 +280,7 @@ class Backbone:
                         continue
                     writer.write(frame(identity, Channel.CATCHUP, encode_body(answer)))
                     await writer.drain()
-        except (ConnectionError, asyncio.CancelledError):
+        except (ConnectionError, ssl.SSLError, asyncio.CancelledError):
             pass
         finally:
             writer.close()

@@ -29,6 +29,7 @@ from listeners import (
 from listeners.source import drop_share
 from listeners.sql import SqlDeadlineError, SqlInvalidError
 from listeners.store import StoreError
+from tests.credentials import folder
 from tests.listeners.backbone import BALLOT, Backbone, make_cluster
 from tests.listeners.workload import engine, put, replayed, same, workload
 from trex_core.cluster import ConfigError
@@ -84,7 +85,13 @@ async def backbone():
 
 
 def following(backbone: Backbone, name: str = "one", **arguments):
-    return open_listener(backbone.cluster, name=name, seed=1, **{"options": QUICK} | arguments)
+    return open_listener(
+        backbone.cluster,
+        folder(backbone.cluster, "listener"),
+        name=name,
+        seed=1,
+        **{"options": QUICK} | arguments,
+    )
 
 
 async def take(subscription, count: int) -> list:
@@ -561,7 +568,7 @@ async def test_without_a_directory_no_database_is_imported(backbone):
         "from trex_core.cluster import ClusterConfig\n"
         "cluster = msgspec.json.decode(sys.argv[1].encode(), type=ClusterConfig)\n"
         "async def main():\n"
-        "    async with open_listener(cluster, name='x') as listener:\n"
+        "    async with open_listener(cluster, Path(sys.argv[2]), name='x') as listener:\n"
         "        await listener.wait_ready(10)\n"
         "        listener.ring\n"
         "        assert 'duckdb' not in sys.modules\n"
@@ -569,7 +576,9 @@ async def test_without_a_directory_no_database_is_imported(backbone):
     )
     text = _as_json(backbone.cluster)
     with anyio.fail_after(DEADLINE_S):
-        await anyio.run_process([sys.executable, "-c", code, text])
+        await anyio.run_process(
+            [sys.executable, "-c", code, text, str(folder(backbone.cluster, "listener"))]
+        )
 
 
 async def test_without_a_store_sql_says_so(backbone):
@@ -633,7 +642,7 @@ async def test_the_store_of_another_cluster_or_name_is_refused(backbone, tmp_pat
         await listener.wait_ready(DEADLINE_S)
     other = make_cluster()
     with pytest.raises(StoreError, match="belongs to cluster"):
-        async with open_listener(other, name="one", directory=tmp_path):
+        async with open_listener(other, folder(other, "listener"), name="one", directory=tmp_path):
             pass
     with pytest.raises(StoreError, match="belongs to listener"):
         async with following(backbone, "two", directory=tmp_path):
@@ -686,7 +695,11 @@ async def test_the_blocking_listener_does_the_same(backbone, tmp_path):
 
     def use():
         with BlockingListener(
-            backbone.cluster, name="b", directory=tmp_path, options=QUICK
+            backbone.cluster,
+            folder(backbone.cluster, "listener"),
+            name="b",
+            directory=tmp_path,
+            options=QUICK,
         ) as listener:
             listener.wait_ready(DEADLINE_S)
             listener.wait_stored(last, DEADLINE_S)
@@ -706,7 +719,7 @@ async def test_the_blocking_listener_does_the_same(backbone, tmp_path):
 async def test_an_error_at_opening_leaves_the_blocking_listener_as_it_is(backbone):
     def use():
         with pytest.raises(ConfigError):
-            BlockingListener(backbone.cluster, name="")
+            BlockingListener(backbone.cluster, folder(backbone.cluster, "listener"), name="")
 
     await in_thread(use)
 
@@ -717,7 +730,7 @@ from pathlib import Path
 from listeners import BlockingListener
 from trex_core.cluster import ClusterConfig
 cluster = msgspec.json.decode(sys.argv[1].encode(), type=ClusterConfig)
-listener = BlockingListener(cluster, name="b", directory=Path(sys.argv[2]))
+listener = BlockingListener(cluster, Path(sys.argv[4]), name="b", directory=Path(sys.argv[2]))
 listener.wait_stored(1, 10)
 listener.sql("SELECT 1")
 print("there", flush=True)
@@ -732,7 +745,15 @@ def _as_json(cluster_config) -> str:
 
 async def _program(backbone, tmp_path, how: str) -> anyio.abc.Process:
     process = await anyio.open_process(
-        [sys.executable, "-c", PROGRAM, _as_json(backbone.cluster), str(tmp_path), how],
+        [
+            sys.executable,
+            "-c",
+            PROGRAM,
+            _as_json(backbone.cluster),
+            str(tmp_path),
+            how,
+            str(folder(backbone.cluster, "listener")),
+        ],
         stderr=subprocess.PIPE,
     )
     said = b""

@@ -18,6 +18,7 @@ from anyio.streams.text import TextReceiveStream
 
 from listeners import open_listener
 from listeners.sql import query_socket_async
+from tests.credentials import folder as folder_of
 from tests.listeners.backbone import Backbone, make_cluster
 from tests.listeners.workload import put, replayed, same, workload
 
@@ -47,13 +48,18 @@ def _cluster_file(backbone: Backbone, folder: Path) -> Path:
     return file
 
 
+def credentials(backbone: Backbone) -> dict[str, str]:
+    """What its environment must say for a listener to find its credentials."""
+    return {"TREX_CREDENTIALS": str(folder_of(backbone.cluster, "listener"))}
+
+
 @asynccontextmanager
 async def _process(backbone: Backbone, folder: Path, **environment: str):
     """A ``trex-listener`` process that was ready, and a way to await its next log event."""
     file = _cluster_file(backbone, folder)
     process = await anyio.open_process(
         [sys.executable, "-m", "listeners", "run", "--name", "p", "--dir", str(folder / "p")],
-        env={**os.environ, "TREX_CONFIG": str(file), **environment},
+        env={**os.environ, "TREX_CONFIG": str(file), **credentials(backbone), **environment},
         stderr=subprocess.PIPE,
     )
     lines = TextReceiveStream(process.stderr)
@@ -119,7 +125,12 @@ async def test_killed_at_any_moment_it_goes_on_without_gap_or_repeat(backbone, t
                 assert commits.rows == ((last, 1, last, last),)
             process.kill()
     state = replayed(backbone)[0]
-    async with open_listener(backbone.cluster, name="p", directory=tmp_path / "p") as listener:
+    async with open_listener(
+        backbone.cluster,
+        folder_of(backbone.cluster, "listener"),
+        name="p",
+        directory=tmp_path / "p",
+    ) as listener:
         await listener.wait_applied(last, DEADLINE_S)
         assert same(listener.state, state)
 
@@ -165,7 +176,7 @@ async def test_what_is_wrong_is_told_in_one_line_with_its_exit_code(
     with anyio.fail_after(DEADLINE_S):
         done = await anyio.run_process(
             [sys.executable, "-m", "listeners", *(a.format(d=tmp_path) for a in arguments)],
-            env={**os.environ, "TREX_CONFIG": str(file), "NO_COLOR": "1"},
+            env={**os.environ, "TREX_CONFIG": str(file), **credentials(backbone), "NO_COLOR": "1"},
             check=False,
         )
     said = done.stderr.decode()

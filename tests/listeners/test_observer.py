@@ -12,6 +12,7 @@ import pytest
 
 from listeners import ListenerOptions, Reset, open_listener
 from listeners.source import CatchupError, drop_share
+from tests.credentials import folder
 from tests.listeners.backbone import BALLOT, DIGEST, Backbone, make_cluster
 from tests.listeners.workload import put, replayed, same, workload
 from trex_core.learner import LearnerConfig
@@ -35,7 +36,13 @@ async def backbone():
 
 
 def following(backbone: Backbone, name: str = "one", **arguments):
-    return open_listener(backbone.cluster, name=name, seed=1, **{"options": QUICK} | arguments)
+    return open_listener(
+        backbone.cluster,
+        folder(backbone.cluster, "listener"),
+        name=name,
+        seed=1,
+        **{"options": QUICK} | arguments,
+    )
 
 
 def snapshot_of(backbone: Backbone, slot: int) -> bytes:

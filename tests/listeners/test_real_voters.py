@@ -14,6 +14,7 @@ import pytest
 
 from dashboard.local import LocalCluster
 from listeners import Lagged, Listener, Reset, SlotChanges, open_listener
+from listeners.credentials import Credentials
 from listeners.source import Source, drop_share
 from listeners.sql import query_socket_async
 from tests.e2e.harness import Ledger, config_of, missing, write_for_ever
@@ -86,13 +87,21 @@ async def test_all_converge_without_gap_or_repeat_whatever_happens(tmp_path: Pat
     with LocalCluster(tmp_path / "c", voters=3) as cluster:
         config = config_of(cluster)
         cluster.start_voters()
-        source = Source(config, Counter())
-        driver = Driver(config, 30)
+        source = Source(
+            config, Credentials(cluster.credentials("listener"), config.cluster_id_bytes), Counter()
+        )
+        driver = Driver(config, cluster.credentials(), 30)
         async with (
             open_listener(
-                config, name="lossy", directory=tmp_path / "l", keep=drop_share(0.05, "l")
+                config,
+                cluster.credentials("listener"),
+                name="lossy",
+                directory=tmp_path / "l",
+                keep=drop_share(0.05, "l"),
             ) as lossy,
-            open_listener(config, name="worse", keep=drop_share(0.3, "w")) as worse,
+            open_listener(
+                config, cluster.credentials("listener"), name="worse", keep=drop_share(0.3, "w")
+            ) as worse,
             driver.opened(),
             meanwhile(partial(sniff, source, requests)),
         ):
@@ -136,17 +145,21 @@ async def test_a_cold_listener_starts_from_a_snapshot_of_real_voters(tmp_path: P
     with LocalCluster(tmp_path / "c", voters=3, journal=journal) as cluster:
         config = config_of(cluster)
         cluster.start_voters()
-        driver = Driver(config, 30)
+        driver = Driver(config, cluster.credentials(), 30)
         async with driver.opened():
             writing = [partial(write_for_ever, driver, ledger, f"w{n}", size=500) for n in range(8)]
             async with meanwhile(*writing):
                 await ledger.more(1200, DEADLINE_S)
-                async with open_listener(config, name="cold", directory=tmp_path / "l") as cold:
+                async with open_listener(
+                    config, cluster.credentials("listener"), name="cold", directory=tmp_path / "l"
+                ) as cold:
                     await ledger.more(100, DEADLINE_S)
                     await cold.wait_stored(ledger.slot, DEADLINE_S)
                     assert cold.counters["resets"] == 1
             slot = ledger.slot
-            async with open_listener(config, name="cold", directory=tmp_path / "l") as cold:
+            async with open_listener(
+                config, cluster.credentials("listener"), name="cold", directory=tmp_path / "l"
+            ) as cold:
                 await cold.wait_stored(slot, DEADLINE_S)
                 rows = {k: (entry.value, entry.slot) for k, entry in cold.state.config.items()}
                 assert missing(ledger, rows) == {}
@@ -202,10 +215,12 @@ async def test_real_voters_tell_of_listeners_and_a_capture_is_their_snapshot(tmp
     with LocalCluster(tmp_path / "c", voters=3) as cluster:
         config = config_of(cluster)
         cluster.start_voters()
-        driver = Driver(config, 30)
+        driver = Driver(config, cluster.credentials(), 30)
         async with (
             driver.opened(),
-            open_listener(config, name="ears", observer=ears) as listener,
+            open_listener(
+                config, cluster.credentials("listener"), name="ears", observer=ears
+            ) as listener,
         ):
             async with meanwhile(partial(write_for_ever, driver, ledger, "w")):
                 await ledger.more(200, DEADLINE_S)

@@ -15,6 +15,7 @@ import pytest
 from listeners import ListenerOptions, open_listener
 from listeners.listener import _Lateness
 from listeners.source import Source
+from tests.credentials import folder, held
 from tests.listeners.backbone import BALLOT, Backbone, make_cluster
 from tests.listeners.workload import put, workload
 from trex_core import roster
@@ -39,7 +40,14 @@ async def backbone(monkeypatch):
 
 
 def following(backbone: Backbone, name: str, seed: int = 1, **arguments):
-    return open_listener(backbone.cluster, name=name, seed=seed, options=QUICK, **arguments)
+    return open_listener(
+        backbone.cluster,
+        folder(backbone.cluster, "listener"),
+        name=name,
+        seed=seed,
+        options=QUICK,
+        **arguments,
+    )
 
 
 async def reported(backbone: Backbone, condition) -> ListenerReport:
@@ -124,7 +132,7 @@ async def test_one_that_fails_does_not_say_that_it_leaves(backbone):
             backbone.append(Value(Kind.ENGINE, BALLOT, command=bytes((0xC1, LEVEL + 1, 0x90))))
             with anyio.fail_after(DEADLINE_S):
                 await anyio.sleep_forever()
-    after = Source(backbone.cluster, Counter())
+    after = Source(backbone.cluster, held(backbone.cluster), Counter())
     after.report(msgspec.structs.replace(backbone.reports[-1], name="after"))
     await backbone.until(lambda: backbone.reports[-1].name == "after")
     after.close()

@@ -23,6 +23,7 @@ from listeners.source import (
     drop_from_environment,
     drop_share,
 )
+from tests.credentials import held
 from tests.listeners.backbone import BALLOT, DIGEST, Backbone, make_cluster
 from trex_core.cluster import ConfigError
 from trex_core.messages import (
@@ -36,7 +37,7 @@ from trex_core.messages import (
     StreamTip,
     Value,
 )
-from trex_core.wire import Channel, Identity, encode_body, frame
+from trex_core.wire import DATAGRAM_BODY_BYTES_MAX, Channel, Identity, encode_body, frame
 
 DEADLINE_S = 10
 
@@ -54,7 +55,7 @@ def backbone():
 @pytest.fixture
 async def heard(backbone):
     """The backbone and a source on it."""
-    source = Source(backbone.cluster, Counter())
+    source = Source(backbone.cluster, held(backbone.cluster), Counter())
     yield backbone, source
     source.close()
 
@@ -100,7 +101,7 @@ async def test_a_value_of_several_datagrams_is_put_together(heard):
 
 async def test_repair_requests_of_others_are_heard_and_own_are_not(heard):
     backbone, source = heard
-    other = Source(backbone.cluster, Counter())
+    other = Source(backbone.cluster, held(backbone.cluster), Counter())
     request = RepairRequest("other", 2, 5, 9)
     source.request(RepairRequest("me", 2, 5, 9))
     other.request(request)
@@ -114,7 +115,7 @@ REPORT = ListenerReport("other", 7, 5, 4, 6, 80, True, 1, 2, 3, 0, 60, "1.0")
 
 async def test_reports_of_others_are_heard_and_own_are_not(heard):
     backbone, source = heard
-    other = Source(backbone.cluster, Counter())
+    other = Source(backbone.cluster, held(backbone.cluster), Counter())
     source.report(msgspec.structs.replace(REPORT, name="me"))
     other.report(REPORT)
     assert await messages(source, 1) == [(0, REPORT)]
@@ -139,9 +140,8 @@ async def test_a_report_that_no_listener_sends_is_dropped_and_counted(heard, wro
     backbone, source = heard
     fields = {**msgspec.structs.asdict(REPORT), **wrong}
     body = encode_body(ListenerReport(**fields))
-    backbone.send_raw(
-        frame(Identity(backbone.cluster.cluster_id_bytes), Channel.STREAM, body), repair_port=True
-    )
+    (data,) = backbone.sealed(Identity(backbone.cluster.cluster_id_bytes), body)
+    backbone.send_raw(data, repair_port=True)
     await until(source, lambda: source.counters["dropped_body"] == 1)
 
 
@@ -154,7 +154,7 @@ async def test_a_report_on_the_streams_port_is_dropped(heard):
 async def test_a_flood_of_reports_is_dropped_unread_and_requests_get_through(heard, monkeypatch):
     monkeypatch.setattr(listeners.source, "REPORTS_HEARD_PER_S", 20)
     backbone, source = heard
-    other = Source(backbone.cluster, Counter())
+    other = Source(backbone.cluster, held(backbone.cluster), Counter())
     for _ in range(300):
         other.report(REPORT)
     request = RepairRequest("other", 2, 5, 9)
@@ -171,7 +171,7 @@ async def test_a_flood_of_reports_is_dropped_unread_and_requests_get_through(hea
 
 async def test_many_listeners_of_one_group_all_hear(heard):
     backbone, _ = heard
-    sources = [Source(backbone.cluster, Counter()) for _ in range(50)]
+    sources = [Source(backbone.cluster, held(backbone.cluster), Counter()) for _ in range(50)]
     backbone.heartbeat()
     for source in sources:
         assert len(await messages(source, 1)) == 1
@@ -183,10 +183,11 @@ async def test_each_bad_datagram_is_dropped_and_counted_by_reason(heard):
     cluster_id = backbone.cluster.cluster_id_bytes
     voter = Identity(cluster_id, 1, 7, 1)
     run = backbone.run(1, 3)
-    good = frame(voter, Channel.STREAM, encode_body(run))
+    (good,) = backbone.sealed(voter, encode_body(run))
 
-    def framed(message: object, identity: Identity = voter, channel: int = Channel.STREAM) -> bytes:
-        return frame(identity, channel, encode_body(message))
+    def framed(message: object, identity: Identity = voter) -> bytes:
+        (data,) = backbone.sealed(identity, encode_body(message))
+        return data
 
     def changed(**fields: object) -> bytes:
         values = {name: getattr(run, name) for name in run.__struct_fields__} | fields
@@ -196,15 +197,16 @@ async def test_each_bad_datagram_is_dropped_and_counted_by_reason(heard):
         "short": [b"", b"x", good[:79]],
         "magic": [b"Zz" + good[2:]],
         "version": [good[:2] + b"\x09" + good[3:]],
-        "cluster": [framed(run, Identity(bytes(16), 1, 7, 1))],
+        "cluster": [good[:4] + bytes(16) + good[20:]],
         "length": [good + b"x", good[:-1], good + bytes(2000)],
-        "checksum": [good[:-1] + bytes([good[-1] ^ 1])],
-        "channel": [framed(run, channel=Channel.PEER)],
+        "tag": [good[:-1] + bytes([good[-1] ^ 1])],
+        "sealed": [frame(voter, Channel.STREAM, encode_body(run))],
+        "channel": [frame(voter, Channel.PEER, encode_body(run))],
         "sender": [framed(run, Identity(cluster_id, 99, 7, 1)), framed(run, Identity(cluster_id))],
-        "part": [frame(voter, Channel.STREAM, b"x", part=3, parts=200)],
+        "part": [backbone.sealed(voter, bytes(200 * DATAGRAM_BODY_BYTES_MAX))[3]],
         "body": [
-            frame(voter, Channel.STREAM, b"\xc1"),
-            frame(voter, Channel.STREAM, b"\x91" * 1300),
+            *backbone.sealed(voter, b"\xc1"),
+            *backbone.sealed(voter, b"\x91" * 1300),
             framed((1, 2, 3)),
             framed(RepairRequest("x", 1, 1, 1)),
             changed(first=0),
@@ -237,7 +239,7 @@ async def test_each_bad_datagram_is_dropped_and_counted_by_reason(heard):
 async def test_random_bytes_never_come_out_nor_stop_it(heard):
     backbone, source = heard
     draw = random.Random(5)
-    good = frame(Identity(backbone.cluster.cluster_id_bytes, 1), Channel.STREAM, b"\x90" * 40)
+    (good,) = backbone.sealed(Identity(backbone.cluster.cluster_id_bytes, 1), b"\x90" * 40)
     for _ in range(300):
         if draw.random() < 0.5:
             data = draw.randbytes(draw.randrange(0, 1500))
@@ -280,7 +282,9 @@ async def test_wait_ends_by_wake_and_by_time(heard):
 async def test_the_test_seam_drops_its_share_reproducibly(backbone):
     counts = []
     for _ in range(2):
-        source = Source(backbone.cluster, Counter(), keep=drop_share(0.3, "seed"))
+        source = Source(
+            backbone.cluster, held(backbone.cluster), Counter(), keep=drop_share(0.3, "seed")
+        )
         for _ in range(200):
             backbone.heartbeat()
         await until(source, lambda: source.counters["datagrams"] == 200)  # noqa: B023
@@ -309,7 +313,7 @@ async def test_a_group_that_cannot_be_joined_says_what_to_check():
         stream=listeners.source.msgspec.structs.replace(cluster.stream, interface="203.0.113.9"),
     )
     with pytest.raises(SourceError, match=r"check \[stream\] group, port and interface"):
-        Source(broken, Counter())
+        Source(broken, held(broken), Counter())
 
 
 # --- catch-up -------------------------------------------------------------------------------
@@ -319,7 +323,7 @@ async def test_a_group_that_cannot_be_joined_says_what_to_check():
 async def archive(backbone):
     """A backbone that serves, with a catch-up client of it."""
     counters: Counter[str] = Counter()
-    client = CatchupClient(backbone.cluster, "me", counters, None)
+    client = CatchupClient(backbone.cluster, held(backbone.cluster), "me", counters, None)
     async with backbone.serving(heartbeat_s=0):
         yield backbone, client, counters
         await client.aclose()
@@ -350,7 +354,7 @@ async def test_another_voter_is_asked_after_one_is_down(archive):
 
 
 async def test_a_refused_connection_is_an_error_of_that_voter(backbone):
-    client = CatchupClient(backbone.cluster, "me", Counter(), None)
+    client = CatchupClient(backbone.cluster, held(backbone.cluster), "me", Counter(), None)
     with pytest.raises(CatchupError, match="voter 3"):
         await client.entries(3, 1)
 

@@ -7,11 +7,14 @@ silence happen exactly where a test wants them. No clock, no quorum, no disk.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from typing import Self
 
 import msgspec
 
+from tests.credentials import papers
+from trex_core.access import voter_name
 from trex_core.cluster import ClusterConfig, parse_cluster
 from trex_core.messages import (
     Answer,
@@ -90,9 +93,15 @@ class FakeCluster:
         async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await self._converse(voter, reader, writer)
 
-        server = await asyncio.start_server(accept, "127.0.0.1", self._ports.get(voter, 0))
+        server = await asyncio.start_server(
+            accept, "127.0.0.1", self._ports.get(voter, 0), ssl=self._context(voter)
+        )
         self._servers[voter] = server
         self._ports[voter] = server.sockets[0].getsockname()[1]
+
+    def _context(self, voter: int) -> ssl.SSLContext:
+        lines = self._lines({each: each for each in range(1, self.voters + 1)})
+        return papers(parse_cluster(lines), voter_name(voter)).server
 
     async def stop(self, voter: int) -> None:
         """As kill -9: every connection is cut, the port is closed."""
@@ -115,6 +124,9 @@ class FakeCluster:
     @property
     def text(self) -> str:
         """The cluster file."""
+        return self._lines(self._ports)
+
+    def _lines(self, ports: dict[int, int]) -> str:
         lines = [
             'name = "fake"',
             f'cluster_id = "{CLUSTER_ID.hex()}"',
@@ -124,12 +136,12 @@ class FakeCluster:
             "[timing]",
             "tick_ms = 10",
         ]
-        for voter, port in self._ports.items():
+        for voter, port in ports.items():
             lines += [
                 "[[voters]]",
                 f"id = {voter}",
                 'host = "127.0.0.1"',
-                f"peer_port = {voter}",
+                f"peer_port = {200 + voter}",
                 f"client_port = {port}",
                 f"archive_port = {100 + voter}",
                 f'directory = "{voter}"',

@@ -10,6 +10,8 @@ from typing import Self
 
 from dashboard.cluster_init import cluster_file
 from dashboard.ports import PortBlock
+from tests.credentials import folder
+from trex_core.access import voter_name
 from trex_core.cluster import ClusterConfig, parse_cluster
 from trex_core.machine import Machine
 from trex_core.metadata.state import MetadataMachine
@@ -83,7 +85,13 @@ class Here:
             self._tasks[voter] = (task, over)
 
     async def _hold(self, voter: int, started: asyncio.Future[Voter], over: asyncio.Event) -> None:
-        opened = open_voter(self.cluster, voter, self.path(voter), self._machine())
+        opened = open_voter(
+            self.cluster,
+            voter,
+            self.path(voter),
+            self._machine(),
+            credentials=folder(self.cluster, voter_name(voter)),
+        )
         async with opened as running:
             started.set_result(running)
             await over.wait()

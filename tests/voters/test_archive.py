@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
+from tests.credentials import folder, papers
 from tests.voters.test_journal import BALLOT, CLUSTER, SEGMENT_BYTES, VOTER, Writer, value
+from trex_core.cluster import ClusterConfig, StreamConfig, VoterEntry
 from trex_core.messages import (
     RUN_SLOTS_MAX,
     AskOther,
@@ -58,6 +60,12 @@ from voters.journal import Journal, format_journal, segment_name
 from voters.snapshots import Snapshots
 
 WHO = Identity(CLUSTER)
+CONFIG = ClusterConfig(
+    name="test",
+    cluster_id=CLUSTER.hex(),
+    voters=tuple(VoterEntry(n, "127.0.0.1", n, 10 + n, 20 + n, ".") for n in (1, 2, 3)),
+    stream=StreamConfig("239.255.9.9", 4000),
+)
 GENESIS = Genesis((1, 2, 3), (7, 8, 9))
 
 
@@ -165,12 +173,18 @@ class Follower:
                 return True
 
 
+def linked(
+    port: int, name: str = "listener"
+) -> Coroutine[Any, Any, tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    return asyncio.open_connection("127.0.0.1", port, ssl=papers(CONFIG, name).client)
+
+
 class Scene:
     def __init__(self, voter: Voter, server: ArchiveServer, port: int) -> None:
         self.voter, self.server, self.port = voter, server, port
 
     async def follower(self) -> Follower:
-        follower = Follower(*await asyncio.open_connection("127.0.0.1", self.port))
+        follower = Follower(*await linked(self.port))
         self.followers.append(follower)
         return follower
 
@@ -187,7 +201,9 @@ def free_port() -> int:
 @asynccontextmanager
 async def scene(base: Path, **options: int) -> AsyncIterator[Scene]:
     voter = Voter(base)
-    server = ArchiveServer(Archive(voter.paths, CLUSTER, **options), CLUSTER)
+    server = ArchiveServer(
+        Archive(voter.paths, CLUSTER, **options), CLUSTER, papers(CONFIG, "voter-1")
+    )
     port = free_port()
     await server.listen("127.0.0.1", port)
     stage = Scene(voter, server, port)
@@ -565,7 +581,7 @@ def test_random_bytes_never_hurt(tmp_path: Path) -> None:
                     data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
                 follower = await stage.follower()
                 follower.writer.write(bytes(data))
-                follower.writer.write_eof()
+                follower.writer.close()
                 await follower.closed()
             await (await stage.follower()).entries(1)
 
@@ -633,7 +649,7 @@ def test_a_slow_reader_is_dropped_and_holds_one_answer(
 def test_port_in_use(tmp_path: Path) -> None:
     async def story() -> None:
         async with scene(tmp_path) as stage:
-            other = ArchiveServer(stage.server.archive, CLUSTER)
+            other = ArchiveServer(stage.server.archive, CLUSTER, papers(CONFIG, "voter-1"))
             with pytest.raises(StartError, match=r"archive_port.*in use"):
                 await other.listen("127.0.0.1", stage.port)
 
@@ -666,7 +682,10 @@ def cluster_file(base: Path, archive_port: int) -> Path:
 
 def start_process(config: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "voters.archive", "--config", str(config), "--id", str(VOTER)],
+        [
+            *(sys.executable, "-m", "voters.archive", "--config", config, "--id", str(VOTER)),
+            *("--credentials", folder(CONFIG, f"voter-{VOTER}")),
+        ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -684,11 +703,12 @@ def test_the_process_serves_and_ends_with_its_parent(tmp_path: Path) -> None:
         assert process.stdout.readline() == b"ready\n"
 
         async def story() -> None:
-            follower = Follower(*await asyncio.open_connection("127.0.0.1", port))
+            follower = Follower(*await linked(port))
             await follower.follow(voter, 1)
             voter.fix_segments(3)
             await follower.follow(voter, 1)
             follower.writer.close()
+            await follower.writer.wait_closed()
 
         play(story())
         assert process.stdin is not None

@@ -7,6 +7,7 @@ import threading
 import anyio
 import pytest
 
+from tests.credentials import folder
 from tests.voters.fake_gateway import Do, FakeCluster
 from trex_core.messages import COMMAND_BYTES_MAX, Kind, OutcomeStatus, RefusalReason
 from trex_core.metadata.commands import ConfigPut, encode_command
@@ -42,7 +43,7 @@ async def test_finds_the_leader_whoever_it_is():
     async with FakeCluster(5) as fake:
         for leader in (1, 3, 5):
             fake.leader = leader
-            async with connect(fake.config) as client:
+            async with connect(fake.config, folder(fake.config)) as client:
                 slot = (await client.put("k", "v")).slot
                 entry = await client.get("k")
             assert entry is not None and (entry.value, entry.slot) == ("v", slot)
@@ -52,7 +53,7 @@ async def test_finds_the_leader_whoever_it_is():
 
 async def test_pipelines_in_order_and_closes_its_session():
     async with FakeCluster() as fake:
-        async with open_driver(fake.config) as driver:
+        async with open_driver(fake.config, folder(fake.config)) as driver:
             slots = await submit_all(driver, [str(n) for n in range(1000)])
         assert slots == list(range(2, 1002))
         assert [s.sequence for s in fake.commands()] == list(range(1, 1001))
@@ -60,7 +61,10 @@ async def test_pipelines_in_order_and_closes_its_session():
 
 
 async def test_at_most_so_many_commands_are_under_way():
-    async with FakeCluster() as fake, open_driver(fake.config, in_flight_max=8) as driver:
+    async with (
+        FakeCluster() as fake,
+        open_driver(fake.config, folder(fake.config), in_flight_max=8) as driver,
+    ):
         fake.script = lambda _voter, _submit: Do.MUTE
         fake.script = lambda _, s: Do.APPLY if s.kind == Kind.OPEN else Do.MUTE
         tickets = [await driver.begin(put(str(n))) for n in range(8)]
@@ -77,7 +81,7 @@ async def test_at_most_so_many_commands_are_under_way():
 
 async def test_follows_the_leader_and_nothing_is_done_twice():
     async with FakeCluster() as fake:
-        async with open_driver(fake.config) as driver:
+        async with open_driver(fake.config, folder(fake.config)) as driver:
             await driver.submit(put("first"))
             lost = {4: Do.APPLY_MUTE, 5: Do.MUTE, 6: Do.APPLY_CUT}
 
@@ -108,7 +112,7 @@ async def test_follows_the_leader_and_nothing_is_done_twice():
 )
 async def test_a_refused_command_is_sent_again_in_order(reason):
     async with FakeCluster() as fake:
-        async with open_driver(fake.config) as driver:
+        async with open_driver(fake.config, folder(fake.config)) as driver:
             await driver.submit(put("first"))
             times = [3]
 
@@ -125,7 +129,7 @@ async def test_a_refused_command_is_sent_again_in_order(reason):
 
 
 async def test_the_dead_leader_is_left_for_the_next():
-    async with FakeCluster() as fake, open_driver(fake.config) as driver:
+    async with FakeCluster() as fake, open_driver(fake.config, folder(fake.config)) as driver:
         await driver.submit(put("a"))
         await fake.stop(1)
         with anyio.move_on_after(5) as scope:
@@ -137,7 +141,7 @@ async def test_the_dead_leader_is_left_for_the_next():
 
 
 async def test_a_silent_leader_is_left_for_the_next():
-    async with FakeCluster() as fake, open_driver(fake.config) as driver:
+    async with FakeCluster() as fake, open_driver(fake.config, folder(fake.config)) as driver:
         await driver.submit(put("a"))
         fake.silent = {1}
         async with anyio.create_task_group() as group:
@@ -147,7 +151,7 @@ async def test_a_silent_leader_is_left_for_the_next():
 
 
 async def test_a_slow_leader_is_asked_and_kept():
-    async with FakeCluster() as fake, open_driver(fake.config) as driver:
+    async with FakeCluster() as fake, open_driver(fake.config, folder(fake.config)) as driver:
         await driver.submit(put("a"))
         fake.script = lambda _voter, _submit: Do.MUTE
         with pytest.raises(OutcomeUnknown) as caught:
@@ -161,7 +165,7 @@ async def test_a_slow_leader_is_asked_and_kept():
 async def test_nobody_there_is_unavailable():
     async with FakeCluster() as fake:
         config = fake.config
-    async with open_driver(config, deadline_s=0.3) as driver:
+    async with open_driver(config, folder(config), deadline_s=0.3) as driver:
         with pytest.raises(Unavailable, match="no voter could be reached") as caught:
             await driver.submit(put("a"))
         assert caught.value.retry_safe
@@ -174,7 +178,7 @@ async def test_nobody_there_is_unavailable():
 async def test_voters_without_a_leader_are_no_quorum():
     async with FakeCluster() as fake:
         fake.leader = 0
-        async with open_driver(fake.config, deadline_s=0.3) as driver:
+        async with open_driver(fake.config, folder(fake.config), deadline_s=0.3) as driver:
             with pytest.raises(NoQuorum, match="surely was not proposed") as caught:
                 await driver.submit(put("a"))
             assert caught.value.retry_safe
@@ -189,7 +193,7 @@ async def test_voters_without_a_leader_are_no_quorum():
 
 async def test_given_up_after_refusals_it_is_filled_and_later_ones_go_on():
     async with FakeCluster() as fake:
-        async with open_driver(fake.config) as driver:
+        async with open_driver(fake.config, folder(fake.config)) as driver:
             await driver.submit(put("a"))
             fake.script = lambda _, s: RefusalReason.BUSY if s.kind == Kind.COMMAND else Do.APPLY
             with pytest.raises(NoQuorum):
@@ -201,7 +205,7 @@ async def test_given_up_after_refusals_it_is_filled_and_later_ones_go_on():
 
 
 async def test_an_unknown_outcome_is_resolved_with_its_first_result():
-    async with FakeCluster() as fake, connect(fake.config) as client:
+    async with FakeCluster() as fake, connect(fake.config, folder(fake.config)) as client:
         await client.put("a", "1")
         fake.script = lambda _voter, _submit: Do.APPLY_MUTE
         with pytest.raises(OutcomeUnknown) as caught:
@@ -220,7 +224,7 @@ async def test_an_unknown_outcome_is_resolved_with_its_first_result():
 
 async def test_a_cancelled_command_that_was_sent_does_not_block_later_ones():
     async with FakeCluster() as fake:
-        async with open_driver(fake.config, in_flight_max=2) as driver:
+        async with open_driver(fake.config, folder(fake.config), in_flight_max=2) as driver:
             await driver.submit(put("a"))
             fake.script = lambda _voter, _submit: Do.MUTE
             async with anyio.create_task_group() as group:
@@ -235,7 +239,7 @@ async def test_a_cancelled_command_that_was_sent_does_not_block_later_ones():
 
 async def test_an_expired_session_is_replaced_unseen_for_a_fresh_command():
     async with FakeCluster() as fake:
-        async with open_driver(fake.config) as driver:
+        async with open_driver(fake.config, folder(fake.config)) as driver:
             await driver.submit(put("a"))
             fake.expire_sessions()
             await submit_all(driver, ["b", "c", "d"])
@@ -246,7 +250,7 @@ async def test_an_expired_session_is_replaced_unseen_for_a_fresh_command():
 
 async def test_an_expired_session_makes_a_retried_command_unknown_for_ever():
     async with FakeCluster() as fake:
-        async with open_driver(fake.config) as driver:
+        async with open_driver(fake.config, folder(fake.config)) as driver:
             await driver.submit(put("a"))
 
             def script(_: int, submit) -> str:
@@ -270,7 +274,7 @@ async def test_an_expired_session_makes_a_retried_command_unknown_for_ever():
 async def test_leaving_the_driver_ends_everything_that_waits():
     async with FakeCluster() as fake:
         fake.script = lambda _, s: Do.APPLY if s.kind == Kind.OPEN else Do.MUTE
-        async with open_driver(fake.config) as driver:
+        async with open_driver(fake.config, folder(fake.config)) as driver:
             ticket = await driver.begin(put("a"))
             await fake.until(lambda: len(fake.seen) == 2)
         with pytest.raises(OutcomeUnknown):
@@ -282,17 +286,17 @@ async def test_leaving_the_driver_ends_everything_that_waits():
 async def test_what_the_block_raises_leaves_it_as_it_is():
     async with FakeCluster() as fake:
         with pytest.raises(KeyError):  # noqa: PT012 - from inside the block
-            async with connect(fake.config) as client:
+            async with connect(fake.config, folder(fake.config)) as client:
                 await client.put("a", "b")
                 raise KeyError("mine")
         with pytest.raises(Rejected) as caught:
-            async with connect(fake.config) as client:
+            async with connect(fake.config, folder(fake.config)) as client:
                 await client.delete("nothing")
         assert caught.value.reason == "not_found"
 
 
 async def test_too_large_is_told_at_the_client():
-    async with FakeCluster() as fake, open_driver(fake.config) as driver:
+    async with FakeCluster() as fake, open_driver(fake.config, folder(fake.config)) as driver:
         with pytest.raises(TooLarge, match=str(COMMAND_BYTES_MAX)):
             await driver.submit(bytes(COMMAND_BYTES_MAX + 1))
         assert fake.seen == []
@@ -300,7 +304,7 @@ async def test_too_large_is_told_at_the_client():
 
 
 async def test_failed_refused_and_forgotten_have_their_names(monkeypatch):
-    async with FakeCluster() as fake, open_driver(fake.config) as driver:
+    async with FakeCluster() as fake, open_driver(fake.config, folder(fake.config)) as driver:
         await driver.submit(put("a"))
         real = fake.apply
         for status, error in ((OutcomeStatus.FAILED, Failed), (OutcomeStatus.FORGOTTEN, Compacted)):
@@ -321,7 +325,7 @@ async def test_failed_refused_and_forgotten_have_their_names(monkeypatch):
 
 
 async def test_reads_follow_the_leader_too_and_local_ones_ask_anybody():
-    async with FakeCluster() as fake, connect(fake.config) as client:
+    async with FakeCluster() as fake, connect(fake.config, folder(fake.config)) as client:
         await client.put("a", "1")
         fake.leader = 2
         fake.cut(1)
@@ -334,7 +338,7 @@ async def test_reads_follow_the_leader_too_and_local_ones_ask_anybody():
 
 
 async def test_metadata_verbs():
-    async with FakeCluster() as fake, connect(fake.config) as client:
+    async with FakeCluster() as fake, connect(fake.config, folder(fake.config)) as client:
         first = await client.cas("k", 0, "1")
         with pytest.raises(Rejected) as caught:
             await client.cas("k", 0, "2")
@@ -363,7 +367,7 @@ async def test_metadata_verbs():
 
 
 async def test_administration():
-    async with FakeCluster(5) as fake, open_driver(fake.config) as driver:
+    async with FakeCluster(5) as fake, open_driver(fake.config, folder(fake.config)) as driver:
         await fake.stop(4)
         found = await driver.statuses(1.0)
         assert list(found) == [1, 2, 3, 4, 5] and isinstance(found[4], Unavailable)
@@ -381,7 +385,7 @@ async def test_administration():
 
 
 async def test_one_renewal_covers_all_leases_of_a_client():
-    async with FakeCluster() as fake, connect(fake.config) as client:
+    async with FakeCluster() as fake, connect(fake.config, folder(fake.config)) as client:
         async with client.lease(2000) as one, client.lease(1500) as two:
             await fake.until(lambda: (one.id, two.id) in fake.renewals)
             assert one.ensure() == one.id and two.held
@@ -389,7 +393,7 @@ async def test_one_renewal_covers_all_leases_of_a_client():
 
 
 async def test_a_lease_the_cluster_dropped_is_lost_at_once():
-    async with FakeCluster() as fake, connect(fake.config) as client:
+    async with FakeCluster() as fake, connect(fake.config, folder(fake.config)) as client:
         await client.put("a", "b")
         async with client.lease(1500) as lease:
             fake.alive = lambda _: ()
@@ -399,7 +403,7 @@ async def test_a_lease_the_cluster_dropped_is_lost_at_once():
 
 
 async def test_a_lease_nobody_renews_is_lost_before_its_time():
-    async with FakeCluster() as fake, connect(fake.config) as client:
+    async with FakeCluster() as fake, connect(fake.config, folder(fake.config)) as client:
         fake.alive = lambda _: None
         began = anyio.current_time()
         async with client.lease(1000) as lease:
@@ -411,7 +415,7 @@ async def test_a_lease_nobody_renews_is_lost_before_its_time():
 
 
 async def test_a_lease_shorter_than_the_drift_is_refused():
-    async with FakeCluster() as fake, connect(fake.config) as client:
+    async with FakeCluster() as fake, connect(fake.config, folder(fake.config)) as client:
         with pytest.raises(ValueError, match="lease_drift_ms"):
             async with client.lease(400):
                 pytest.fail("it could never be relied on")
@@ -425,7 +429,7 @@ async def test_the_blocking_client_serves_threads_and_leaves_none():
         before = threading.active_count()
 
         def work() -> tuple[int, int]:
-            with connect_blocking(fake.config) as client:
+            with connect_blocking(fake.config, folder(fake.config)) as client:
                 threads = [
                     threading.Thread(target=client.put, args=(f"k{n}", "v")) for n in range(8)
                 ]
@@ -458,7 +462,7 @@ async def test_garbage_from_a_voter_is_survived():
             await fake.stop(1)
             fake._ports[1] = port
             fake.leader = 2
-            async with open_driver(fake.config) as driver:
+            async with open_driver(fake.config, folder(fake.config)) as driver:
                 for _ in range(5):
                     await driver.submit(put("a"))
                 with pytest.raises(Unavailable, match="does not speak"):

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from tests.credentials import papers
 from tests.voters.here import SOON_S, some_cluster
 from trex_core.messages import (
     COMMAND_BYTES_MAX,
@@ -20,6 +21,7 @@ from trex_core.messages import (
     StatusRequest,
     Submit,
 )
+from trex_core.metadata.commands import what_changes
 from trex_core.wire import Channel, FrameBuffer, Identity, decode_reply, encode_body, frame
 from voters import StartError, gateway
 from voters.gateway import REQUEST_BODY_BYTES_MAX, Gateway
@@ -85,10 +87,16 @@ class Desk:
                 self.changed.clear()
                 await self.changed.wait()
 
-    async def connect(self):
+    async def connect(self, name="admin"):
         entry = self.cluster.voter(1)
-        client = Client(self.cluster, *await asyncio.open_connection(entry.host, entry.client_port))
+        client = Client(
+            self.cluster,
+            *await asyncio.open_connection(
+                entry.host, entry.client_port, ssl=papers(self.cluster, name).client
+            ),
+        )
         self.stack.callback(client.writer.close)
+        self.stack.callback(client.writer.transport.abort)  # first, or the close waits for us
         return client
 
 
@@ -101,6 +109,8 @@ async def desk():
         held.gateway = await Gateway.open(
             Identity(cluster.cluster_id_bytes, 1, 5, 6),
             cluster.voter(1),
+            papers(cluster, "voter-1"),
+            what_changes,
             held.count,
             held.changed.set,
         )
@@ -307,4 +317,11 @@ async def test_a_port_in_use_is_named_with_its_key():
         taken.bind(("127.0.0.1", port))
         taken.listen()
         with pytest.raises(StartError, match=rf"client_port of voter 2 = {port}: .*in use"):
-            await Gateway.open(Identity(bytes(16)), cluster.voter(2), lambda _: None, lambda: None)
+            await Gateway.open(
+                Identity(bytes(16)),
+                cluster.voter(2),
+                papers(cluster, "voter-2"),
+                what_changes,
+                lambda _: None,
+                lambda: None,
+            )

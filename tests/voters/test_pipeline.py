@@ -17,7 +17,7 @@ from trex_core.messages import (
     Value,
 )
 from trex_core.sessions import NO_SESSIONS, deliver
-from voters.pipeline import SURELY_NOT_PROPOSED, Call, Pipeline
+from voters.pipeline import FINAL, SURELY_NOT_PROPOSED, Call, Pipeline
 
 MUCH = 1 << 30
 
@@ -60,7 +60,7 @@ def test_a_session_is_opened_first_and_commands_follow_in_order():
     assert (fourth.sequence, fourth.unanswered) == (4, 2)
 
 
-@pytest.mark.parametrize("reason", sorted(SURELY_NOT_PROPOSED - {4, 6}))
+@pytest.mark.parametrize("reason", sorted(SURELY_NOT_PROPOSED - FINAL))
 def test_a_bounced_copy_stops_all_behind_it_which_go_again_in_order(reason):
     pipeline, calls, sent = opened(3)
     assert not pipeline.heard(refused(sent[0], reason))
@@ -260,3 +260,26 @@ def test_any_weather_each_command_is_applied_once_and_in_order(seed):
         assert ended, f"{call.command!r} was never settled"
     if not expiries:
         assert done == sorted(done, key=int), "out of order"
+
+
+def test_a_session_refused_for_good_ends_all_that_waits_for_it():
+    pipeline = Pipeline()
+    calls = [Call(Kind.COMMAND, b"%d" % n) for n in range(3)]
+    for call in calls:
+        pipeline.add(call)
+    (opening,) = pipeline.outgoing(MUCH)
+    no = refused(opening, RefusalReason.UNAUTHORIZED)
+    assert pipeline.heard(no)
+    assert [call.end for call in calls] == [no] * 3
+    assert not pipeline.busy and not pipeline.outgoing(MUCH)
+
+
+def test_a_skip_refused_for_good_is_not_said_again():
+    """Its certificate was revoked: nothing of this client will be heard any more."""
+    pipeline, calls, sent = opened(1)
+    pipeline.heard(refused(sent[0], RefusalReason.UNAUTHORIZED))
+    assert calls[0].end is not None
+    (skip,) = pipeline.outgoing(MUCH)
+    assert skip.kind == Kind.SKIP
+    pipeline.heard(refused(skip, RefusalReason.UNAUTHORIZED))
+    assert not pipeline.outgoing(MUCH) and not pipeline.busy

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tests.credentials import folder, on_stream, papers, stream_opener
 from tests.voters.here import SOON_S, Here, some_cluster
 from trex_core.invariants import InvariantViolation
 from trex_core.messages import (
@@ -60,7 +61,6 @@ from trex_core.wire import (
     decode_stream,
     encode_body,
     frame,
-    unframe,
 )
 from trex_core.wire import decode_reply as decode_frame_reply
 from voters import JournalError, StartError, VoterFailedError, server
@@ -83,14 +83,18 @@ class Asker:
         self.number = 0
 
     async def __aenter__(self):
-        self.reader, self.writer = await asyncio.open_connection(
-            self.entry.host, self.entry.client_port
-        )
+        self.reader, self.writer = await self.connect()
         self.task = asyncio.create_task(self._read())
         return self
 
+    async def connect(self):
+        return await asyncio.open_connection(
+            self.entry.host, self.entry.client_port, ssl=papers(self.cluster).client
+        )
+
     async def __aexit__(self, *exc):
         self.task.cancel()
+        self.writer.transport.abort()
         self.writer.close()
 
     async def _read(self):
@@ -142,7 +146,7 @@ async def here(tmp_path, monkeypatch):
     async def no_archive(_setup):
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(server, "keep_archive", no_archive)
+    monkeypatch.setattr(server.ArchiveChild, "run", no_archive)
     with some_cluster() as cluster:
         async with Here(cluster, tmp_path) as voters:
             yield voters
@@ -541,7 +545,7 @@ async def test_a_flood_of_large_reads_stalls_no_turn_and_is_not_held_at_once(her
             await client.put(session, sequence, f"k{sequence}", "v" * 200_000)
         page = encode_question(ConfigList("", ""))
         rude = Asker(here.cluster, me)
-        _, rude.writer = await asyncio.open_connection(rude.entry.host, rude.entry.client_port)
+        _, rude.writer = await rude.connect()
         for linearizable in (True, False) * 50:
             rude.begin(lambda i, sure=linearizable: Query(i, page, sure))
         while not leader.counters.get("client.slow_reader"):
@@ -610,7 +614,9 @@ async def test_a_cluster_file_with_other_voters_than_slot_1_names_is_refused(tmp
                 await voters.stop(voter)
             fewer = msgspec.structs.replace(cluster, voters=cluster.voters[:3])
             with pytest.raises(StartError, match=r"formed by voters \[1, 2, 3, 4, 5\]"):
-                async with server.open_voter(fewer, 1, voters.path(1)):
+                async with server.open_voter(
+                    fewer, 1, voters.path(1), credentials=folder(cluster, "voter-1")
+                ):
                     pass
             await voters.start()  # the file put right, nothing is lost
             await voters.leader()
@@ -684,6 +690,7 @@ class Overheard:
         self.count = Counter()
         self._sock = multicast_receiver(cluster.stream, cluster.stream.port, 1 << 20)
         self._heard = asyncio.Event()
+        self._opener = stream_opener(cluster)
 
     def __enter__(self):
         asyncio.get_running_loop().add_reader(self._sock, self._read)
@@ -694,7 +701,7 @@ class Overheard:
         self._sock.close()
 
     def _read(self):
-        held = unframe(self._sock.recv(2048), self.cluster.cluster_id_bytes, Channel.STREAM)
+        held = self._opener.open(self._sock.recv(2048))
         message = decode_stream(held.body)
         if isinstance(message, StreamTip):
             self.tips[held.sender] = message
@@ -718,7 +725,7 @@ def say(cluster, *messages):
     identity = Identity(cluster.cluster_id_bytes)
     with multicast_sender(cluster.stream) as sock:
         for message in messages:
-            data = frame(identity, Channel.STREAM, encode_body(message))
+            (data,) = on_stream(cluster, identity, encode_body(message))
             sock.sendto(data, (cluster.stream.group, cluster.stream.repair_port))
 
 
@@ -985,11 +992,15 @@ async def test_a_voter_formatted_again_is_told_to_stop(here):
 
 async def test_a_missing_journal_and_one_in_use_are_refused(here):
     with pytest.raises(JournalError), some_cluster() as stranger:
-        async with server.open_voter(stranger, 1, here.directory / "nothing"):
+        async with server.open_voter(
+            stranger, 1, here.directory / "nothing", credentials=folder(stranger, "voter-1")
+        ):
             pass
     await here.start(1)
     with pytest.raises(JournalError, match=r"in use|another"):
-        async with server.open_voter(here.cluster, 1, here.path(1)):
+        async with server.open_voter(
+            here.cluster, 1, here.path(1), credentials=folder(here.cluster, "voter-1")
+        ):
             pass
 
 

@@ -9,7 +9,9 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from tests.credentials import on_stream, papers, stream_opener
 from tests.voters.here import SOON_S, some_cluster
+from trex_core.access import voter_name
 from trex_core.messages import (
     NO_BALLOT,
     Accept,
@@ -21,10 +23,12 @@ from trex_core.messages import (
     ListenerReport,
     Pairs,
     RepairRequest,
+    SealTold,
     StreamTip,
     Tip,
     VoterDigest,
 )
+from trex_core.seal import Sealer
 from trex_core.state import Receive
 from trex_core.wire import (
     DATAGRAM_BODY_BYTES_MAX,
@@ -32,9 +36,7 @@ from trex_core.wire import (
     Identity,
     decode_stream,
     encode_body,
-    fragments,
     frame,
-    unframe,
 )
 from voters import StartError, frames, transport
 from voters.frames import FRAME_S_MAX, STRANGER_S_MAX
@@ -89,13 +91,40 @@ async def peers():
 
         async def opened(voter):
             peer = Peer()
+            peer.voter = voter
             identity = Identity(cluster.cluster_id_bytes, voter, 100 + voter, voter)
-            peer.transport = await Transport.open(identity, cluster, peer.count, peer.on_input)
+            peer.transport = await Transport.open(
+                identity, cluster, papers(cluster, voter_name(voter)), peer.count, peer.on_input
+            )
             stack.push_async_callback(peer.transport.aclose)
             return peer
 
         opened.cluster = cluster
         yield opened
+
+
+async def linked(cluster, entry, name="voter-2"):
+    """A connection to a voter's peer port by who holds those credentials."""
+    return await asyncio.open_connection(
+        entry.host, entry.peer_port, ssl=papers(cluster, name).client
+    )
+
+
+async def met(*peers):
+    """Wait until each of ``peers`` was told by all others what they seal with."""
+    voters = {peer.voter for peer in peers}
+    for peer in peers:
+        await peer.until(lambda peer=peer: voters <= {peer.voter, *peer.transport._opener._told})
+
+
+def spoken(peer, cluster, identity, *, counter=1):
+    """Seals bodies as ``identity``, which told ``peer`` how: what a voter does at its start."""
+    ring = papers(cluster, "voter-1").keys.voter
+    secret = bytes(range(32))
+    sealer = Sealer(Channel.PEER, identity, ring.first, secret)
+    sealer.counter = counter
+    peer.transport._opener.told(identity, ring.first.epoch, secret, counter)
+    return sealer.datagrams
 
 
 def udp_to(cluster, voter, *datagrams):
@@ -112,10 +141,10 @@ def udp_to(cluster, voter, *datagrams):
 )
 async def test_a_message_travels_by_datagram_with_its_senders_identity(peers, message):
     one, two = await peers(1), await peers(2)
+    await met(one, two)
     one.transport.send(2, message)
     await two.until(lambda: two.heard)
     assert two.heard == [Receive(1, 101, 1, message)]
-    assert not one.transport._links[2]._transport
 
 
 @pytest.mark.parametrize(
@@ -125,6 +154,7 @@ async def test_a_message_travels_by_datagram_with_its_senders_identity(peers, me
 )
 async def test_a_large_message_and_a_fetch_travel_by_tcp(peers, message):
     one, two = await peers(1), await peers(2)
+    await met(one, two)
     one.transport.send(2, message)
     one.transport.send(2, BEAT)
     await two.until(lambda: len(two.heard) == 2)
@@ -134,6 +164,7 @@ async def test_a_large_message_and_a_fetch_travel_by_tcp(peers, message):
 
 async def test_one_message_to_several_is_encoded_once(peers, monkeypatch):
     one, two, three = await peers(1), await peers(2), await peers(3)
+    await met(one, two, three)
     encoded = []
     real = transport.encode_body
     monkeypatch.setattr(transport, "encode_body", lambda m: encoded.append(m) or real(m))
@@ -146,6 +177,7 @@ async def test_one_message_to_several_is_encoded_once(peers, monkeypatch):
 
 async def test_interleaved_senders_are_put_together_each_for_itself(peers):
     one, two, three = await peers(1), await peers(2), await peers(3)
+    await met(one, two, three)
     for _ in range(5):
         one.transport.send(3, accept(9_000))
         two.transport.send(3, accept(8_000))
@@ -158,8 +190,9 @@ async def test_a_lost_part_loses_its_message_only(peers):
     two = await peers(2)
     cluster = peers.cluster
     identity = Identity(cluster.cluster_id_bytes, 1, 101, 1)
-    torn = fragments(identity, Channel.PEER, encode_body(accept(5_000)), 10)
-    whole = fragments(identity, Channel.PEER, encode_body(accept(6_000)), 20)
+    say = spoken(two, cluster, identity)
+    torn = say(encode_body(accept(5_000)))
+    whole = say(encode_body(accept(6_000)))
     udp_to(cluster, 2, *torn[1:], *reversed(whole))
     await two.until(lambda: two.heard)
     assert [len(r.message.values[0]) for r in two.heard] == [6_000]
@@ -191,45 +224,101 @@ async def test_what_is_no_message_of_a_peer_is_counted_by_reason(peers):
     two = await peers(2)
     cluster = peers.cluster
     mine = Identity(cluster.cluster_id_bytes, 1, 101, 1)
+    say = spoken(two, cluster, mine)
     body = encode_body(BEAT)
-    good = frame(mine, Channel.PEER, body)
-    catch_up = frame(mine, Channel.PEER, encode_body(CatchUp(1)))
+    good, again = say(body)[0], say(body)[0]
+    key = papers(cluster, "voter-1").keys.stream.first
+    on_stream = Sealer(Channel.STREAM, mine, key, b"salt").datagrams(body)[0]
+    foreign = Sealer(Channel.PEER, Identity(bytes(16), 1, 101, 1), key, bytes(32))
     bad = {
         "short": b"x",
         "magic": b"GET / HTTP/1.1" + bytes(80),
         "version": good[:2] + b"\x09" + good[3:],
-        "cluster": frame(Identity(bytes(16), 1, 101, 1), Channel.PEER, body),
+        "cluster": foreign.datagrams(body)[0],
         "length": good + b"!",
-        "checksum": good[:-1] + bytes([good[-1] ^ 1]),
-        "channel": frame(mine, Channel.CLIENT, body),
-        "sender": frame(Identity(cluster.cluster_id_bytes, 9), Channel.PEER, body),
-        "body": frame(mine, Channel.PEER, b"\x93\x01"),
-        "part": frame(mine, Channel.PEER, body, part=1, parts=200),
+        "tag": again[:-1] + bytes([again[-1] ^ 1]),
+        "channel": on_stream,
+        "sealed": frame(mine, Channel.PEER, body),
+        "sender": spoken(two, cluster, Identity(cluster.cluster_id_bytes, 9, 1, 1))(body)[0],
+        "epoch": foreign_key(cluster, Identity(cluster.cluster_id_bytes, 3, 103, 3), body),
+        "body": say(b"\x93\x01")[0],
+        "part": say(bytes(200 * DATAGRAM_BODY_BYTES_MAX))[7],
+        "replay": good,
     }
-    udp_to(cluster, 2, *bad.values(), catch_up, good)
-    await two.until(lambda: two.heard)
-    assert two.heard == [Receive(1, 101, 1, BEAT)]
+    catch_up = say(encode_body(CatchUp(1)))[0]
+    told = say(encode_body(SealTold(1, bytes(32), 1)))[0]
+    udp_to(cluster, 2, good, *bad.values(), catch_up, told, again)
+    await two.until(lambda: len(two.heard) == 2)
+    assert two.heard == [Receive(1, 101, 1, BEAT)] * 2
     expected = {f"peer_udp.dropped.{reason}": 1 for reason in bad}
-    expected["peer_udp.dropped.body"] += 1
-    assert two.counted == expected
+    expected["peer_udp.dropped.body"] += 2
+    assert dict(udp(two)) == expected
+
+
+def foreign_key(cluster, identity, body):
+    """A datagram of a voter that told nobody anything."""
+    ring = papers(cluster, "voter-1").keys.voter
+    return Sealer(Channel.PEER, identity, ring.first, bytes(32)).datagrams(body)[0]
+
+
+def udp(peer):
+    return {name: n for name, n in peer.counted.items() if name.startswith("peer_udp")}
 
 
 async def test_a_voter_takes_nothing_from_itself(peers):
     two = await peers(2)
     me = Identity(peers.cluster.cluster_id_bytes, 2, 102, 2)
-    udp_to(peers.cluster, 2, frame(me, Channel.PEER, encode_body(BEAT)))
-    await two.until(lambda: two.counted)
-    assert two.counted == {"peer_udp.dropped.sender": 1}
+    udp_to(peers.cluster, 2, *spoken(two, peers.cluster, me)(encode_body(BEAT)))
+    await two.until(lambda: udp(two))
+    assert udp(two) == {"peer_udp.dropped.sender": 1}
+
+
+async def test_what_was_recorded_before_a_restart_opens_nothing_after_it(peers):
+    one, two = await peers(1), await peers(2)
+    await met(one, two)
+    recorded = []
+    one.transport._udp = Recorded(one.transport._udp, recorded)
+    one.transport.send(2, BEAT)
+    await two.until(lambda: two.heard)
+    await one.transport.aclose()
+    await two.transport.aclose()
+    for boots in ((1, 2), (1, 3)):  # both are new, then only who is replayed
+        again = await peers(boots[0])
+        fresh = await peers(2)
+        await met(again, fresh)
+        again.transport.send(2, BEAT)
+        await fresh.until(lambda fresh=fresh: fresh.heard)
+        udp_to(peers.cluster, 2, *recorded * 3)
+        await fresh.until(lambda fresh=fresh: sum(udp(fresh).values()) >= 3 * len(recorded))
+        assert fresh.heard == [Receive(1, 101, 1, BEAT)]
+        await again.transport.aclose()
+        await fresh.transport.aclose()
+
+
+class Recorded:
+    """A socket that keeps what it sends."""
+
+    def __init__(self, sock, sent):
+        self._sock = sock
+        self._sent = sent
+
+    def sendto(self, data, address):
+        self._sent.append(data)
+        return self._sock.sendto(data, address)
+
+    def __getattr__(self, name):
+        return getattr(self._sock, name)
 
 
 async def test_garbage_on_the_link_port_closes_that_connection_only(peers):
     one, two = await peers(1), await peers(2)
     entry = peers.cluster.voter(2)
-    reader, writer = await asyncio.open_connection(entry.host, entry.peer_port)
+    reader, writer = await linked(peers.cluster, entry, "voter-1")
     writer.write(b"\x16\x03\x01 hello, is this TLS?" + bytes(100))
     assert await asyncio.wait_for(reader.read(), SOON_S) == b""
+    writer.transport.abort()
     writer.close()
-    assert two.counted == {"peer_tcp.dropped.magic": 1}
+    assert two.counted["peer_tcp.dropped.magic"] == 1
     one.transport.send(2, accept(20_000))
     await two.until(lambda: two.heard)
 
@@ -239,8 +328,8 @@ async def test_half_open_and_half_told_connections_are_closed_in_time(peers, mon
     entry = peers.cluster.voter(2)
     one.transport.send(2, accept(20_000))
     await two.until(lambda: two.heard)
-    _silent, silent_writer = await asyncio.open_connection(entry.host, entry.peer_port)
-    _slow, slow_writer = await asyncio.open_connection(entry.host, entry.peer_port)
+    _silent, silent_writer = await linked(peers.cluster, entry, "voter-1")
+    _slow, slow_writer = await linked(peers.cluster, entry, "voter-1")
     mine = Identity(peers.cluster.cluster_id_bytes, 1, 101, 1)
     data = frame(mine, Channel.PEER, encode_body(accept(20_000)))
     slow_writer.write(data + data[:-1])
@@ -263,8 +352,10 @@ async def test_half_open_and_half_told_connections_are_closed_in_time(peers, mon
     monkeypatch.setattr(frames, "STRANGER_S_MAX", -1.0)
     monkeypatch.setattr(frames, "FRAME_S_MAX", -1.0)
     two.transport.sweep()
-    assert two.counted == {"peer_tcp.stranger_closed": 1, "peer_tcp.unfinished_closed": 1}
+    assert two.counted["peer_tcp.stranger_closed"] == 1
+    assert two.counted["peer_tcp.unfinished_closed"] == 1
     for writer in (silent_writer, slow_writer):
+        writer.transport.abort()
         writer.close()
     one.transport.send(2, accept(40_000))
     await two.until(lambda: len(two.heard) == 3)
@@ -274,12 +365,13 @@ async def test_strangers_cannot_keep_peers_out(peers, monkeypatch):
     monkeypatch.setattr(transport, "LINK_CONNECTIONS_MAX", 3)
     one, two = await peers(1), await peers(2)
     entry = peers.cluster.voter(2)
-    opened = [await asyncio.open_connection(entry.host, entry.peer_port) for _ in range(6)]
+    opened = [await linked(peers.cluster, entry, "voter-1") for _ in range(6)]
     one.transport.send(2, accept(20_000))
     await two.until(lambda: two.heard)
     await two.until(lambda: two.counted["peer_tcp.too_many_connections"] >= 4)
     assert len(two.transport._server.connections) <= 3
     for _, writer in opened:
+        writer.transport.abort()
         writer.close()
 
 
@@ -294,7 +386,7 @@ async def test_the_stream_reaches_whoever_joined_the_group(peers):
             one.transport.publish(encode_body(tip))
         loop = asyncio.get_running_loop()
         got = [
-            unframe(await loop.sock_recv(listener, 2048), peers.cluster.cluster_id_bytes, 2)
+            stream_opener(peers.cluster).open(await loop.sock_recv(listener, 2048))
             for _ in range(2)
         ]
         assert [decode_stream(f.body) for f in got] == [tip, tip]
@@ -312,9 +404,9 @@ async def test_only_repair_requests_that_name_the_voter_are_taken(peers):
         address = (cluster.stream.group, cluster.stream.repair_port)
         for data in (
             b"noise",
-            frame(anybody, Channel.STREAM, encode_body(BEAT)),
-            frame(anybody, Channel.STREAM, encode_body(RepairRequest("x", 1, 5, 9))),
-            frame(anybody, Channel.STREAM, encode_body(RepairRequest("x", 2, 5, 9))),
+            *on_stream(cluster, anybody, encode_body(BEAT)),
+            *on_stream(cluster, anybody, encode_body(RepairRequest("x", 1, 5, 9))),
+            *on_stream(cluster, anybody, encode_body(RepairRequest("x", 2, 5, 9))),
         ):
             sock.sendto(data, address)
     await two.until(lambda: two.repairs)
@@ -330,14 +422,14 @@ async def test_reports_are_taken_by_every_voter_and_bad_ones_are_counted(peers):
     one, two = await peers(1), await peers(2)
     cluster = peers.cluster
     identity = Identity(cluster.cluster_id_bytes)
-    whole = frame(identity, Channel.STREAM, encode_body(report("a")))
+    (whole,) = on_stream(cluster, identity, encode_body(report("a")))
     with multicast_sender(cluster.stream) as sock:
         address = (cluster.stream.group, cluster.stream.repair_port)
         for data in (
-            frame(identity, Channel.STREAM, encode_body(report("x" * 129))),
-            frame(identity, Channel.STREAM, encode_body(report("x", -1))),
-            frame(identity, Channel.STREAM, encode_body(report(17))),
-            frame(identity, Channel.STREAM, encode_body(report("x"))[:-1]),
+            *on_stream(cluster, identity, encode_body(report("x" * 129))),
+            *on_stream(cluster, identity, encode_body(report("x", -1))),
+            *on_stream(cluster, identity, encode_body(report(17))),
+            *on_stream(cluster, identity, encode_body(report("x"))[:-1]),
             whole[:-1] + bytes([whole[-1] ^ 1]),
             whole,
         ):
@@ -345,7 +437,8 @@ async def test_reports_are_taken_by_every_voter_and_bad_ones_are_counted(peers):
     for peer in (one, two):
         await peer.until(lambda peer=peer: peer.reports)
         assert peer.reports == [report("a")]
-        assert peer.counted == {"report.dropped.body": 4, "report.dropped.checksum": 1}
+        dropped = {name: n for name, n in peer.counted.items() if ".dropped" in name}
+        assert dropped == {"report.dropped.body": 4, "repair.dropped.tag": 1}
 
 
 async def test_reports_beyond_what_is_allowed_cost_a_request_nothing(peers):
@@ -356,10 +449,10 @@ async def test_reports_beyond_what_is_allowed_cost_a_request_nothing(peers):
     with multicast_sender(cluster.stream) as sock:
         address = (cluster.stream.group, cluster.stream.repair_port)
         for index in range(10):
-            data = frame(identity, Channel.STREAM, encode_body(report("a", index)))
+            (data,) = on_stream(cluster, identity, encode_body(report("a", index)))
             sock.sendto(data, address)
         wanted = RepairRequest("x", 2, 5, 9)
-        sock.sendto(frame(identity, Channel.STREAM, encode_body(wanted)), address)
+        sock.sendto(on_stream(cluster, identity, encode_body(wanted))[0], address)
     await two.until(lambda: two.repairs)
     assert two.repairs == [wanted]
     assert two.reports == [report("a", index) for index in range(3)]
@@ -381,6 +474,7 @@ async def test_a_taken_port_is_named_with_its_key(peers, kind):
 
 async def test_votes_are_as_good_as_any_message(peers):
     one, two = await peers(1), await peers(2)
+    await met(one, two)
     for slot in range(1, 101):
         one.transport.send(2, Accepted(BALLOT, slot, slot))
     await two.until(lambda: len(two.heard) == 100)
