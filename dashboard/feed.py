@@ -657,6 +657,9 @@ class _Tape:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
+    def done(self, slot: int) -> None:
+        """A recording holds only what was proven."""
+
     def request(self, wanted: RepairRequest) -> None:
         """Nobody is there to ask: what was repaired is in the recording."""
 

@@ -597,6 +597,7 @@ class Listener:
 
     def _turn(self) -> None:
         """Take what arrived, up to a bound, then tell everybody."""
+        self._source.done(self._learned.slot)
         enough = self._learned.slot + TURN_SLOTS_MAX
         arrived, source = self._arrived, self._source
         try:

@@ -43,7 +43,9 @@ from trex_core.messages import (
     CHAIN_BYTES,
     DATAGRAM_BYTES_MAX,
     LISTENER_REPORT_TAG,
+    WORDS_BYTES,
     AskOther,
+    Ballot,
     CatchupEntries,
     CatchupMessage,
     CatchupRequest,
@@ -58,8 +60,9 @@ from trex_core.messages import (
     decode_value,
     message_tag,
 )
+from trex_core.proof import Proof
 from trex_core.roster import REPORTS_PER_S_MAX, sane
-from trex_core.seal import STREAM_SALT_BYTES, Sealer, StreamOpener
+from trex_core.seal import SIGNATURE_BYTES, STREAM_SALT_BYTES, Sealer, StreamOpener, Verifier
 from trex_core.wire import (
     Channel,
     Frame,
@@ -87,6 +90,10 @@ SNAPSHOT_BYTES_MAX: Final = 1 << 32
 """Largest snapshot a listener downloads, in bytes."""
 REPORTS_HEARD_PER_S: Final = 4 * REPORTS_PER_S_MAX
 """Most listeners' reports taken in one second; what a flood brings beyond is dropped unread."""
+FAILURES_PER_S: Final = 200
+"""Most signatures found wrong in a second; further ones are not looked at before the next."""
+TIPS_TRIED_MAX: Final = 4
+"""Of the tips in one batch of datagrams so many are tried, newest first, until one is good."""
 REFRESH_S: Final = 1.0
 """Whether credentials were written anew is looked at so often, in seconds."""
 LOG: Final = logging.getLogger("trex.listener")
@@ -147,7 +154,8 @@ CatchupAnswer: TypeAlias = CatchupEntries | SnapshotOffer | AskOther
 
 class Stream(Protocol):
     """What is multicast, heard and said; used from one task: ``await wait(...)``, then ``take()``
-    until it has no more. What it yields is decoded and sane; nothing of it is trusted further."""
+    until it has no more. What it yields is decoded, sane and, of fixed slots and heartbeats, a
+    voter's word; requests and reports are anybody's."""
 
     async def wait(self, until_s: float | None) -> None:
         """Wait until there is something to take, :meth:`wake` was called, or the loop's clock
@@ -160,6 +168,10 @@ class Stream(Protocol):
 
     def wake(self) -> None:
         """End the current or the next :meth:`wait`."""
+        ...
+
+    def done(self, slot: int) -> None:
+        """Everything up to ``slot`` was delivered; a hint, to forget what is no longer needed."""
         ...
 
     def request(self, wanted: RepairRequest) -> None:
@@ -325,6 +337,12 @@ class Source:
         salt = secrets.token_bytes(STREAM_SALT_BYTES)
         self._sealer = Sealer(Channel.STREAM, self._identity, ring.first, salt)
         self._opener = StreamOpener(self._cluster_id, ring)
+        public = credentials.keys.public
+        self._verifier = Verifier(public, self._cluster_id)
+        self._proof = Proof(self._verify_tip, self._count)
+        self._believed: deque[Heard] = deque()
+        self._failures_left = FAILURES_PER_S
+        self._failures_second = 0
         self._credentials = credentials
         self._reports_left = REPORTS_HEARD_PER_S
         self._reports_second = 0
@@ -426,7 +444,7 @@ class Source:
             self._refresh()
         if not self._reading and not self._closed and len(self._inbox) < INBOX_DATAGRAMS_MAX // 2:
             self._resume()
-        if self._woken or self._inbox:
+        if self._woken or self._inbox or self._believed:
             await asyncio.sleep(0)
         else:
             waiter = self._waiter = self._loop.create_future()
@@ -440,18 +458,67 @@ class Source:
         self._woken = False
 
     def take(self) -> Heard | None:
-        """The next message, decoded and checked; None when the inbox is empty."""
-        inbox = self._inbox
+        """The next message, decoded and checked; None when there is none now. What is said of fixed
+        slots is proven by a voter's signature. Raises ``ContradictionError``."""
+        if not self._believed and self._inbox:
+            self._take_inbox()
+        return self._believed.popleft() if self._believed else None
+
+    def done(self, slot: int) -> None:
+        """Everything up to ``slot`` was delivered."""
+        self._proof.done(slot)
+
+    def _take_inbox(self) -> None:
+        """Open and decode all that came, and let what is proven by it be taken."""
+        inbox, believed = self._inbox, self._believed
+        runs: list[tuple[int, StreamRun]] = []
+        tips: list[Heard] = []
+        anchors: list[tuple[int, bytes]] = []
         while inbox:
             is_repair, data = inbox.popleft()
             try:
                 heard = self._decode(data, is_repair)
             except FrameError as error:
-                self.counters[f"dropped_{error.reason}"] += 1
+                self._count(f"dropped_{error.reason}")
                 continue
-            if heard is not None:
-                return heard
-        return None
+            if heard is None:
+                continue
+            sender, message = heard
+            if isinstance(message, StreamRun):
+                runs.append((sender, message))
+            elif isinstance(message, StreamTip):
+                tips.append(heard)
+                anchors.append((message.tip_slot, message.tip_chain))
+            else:
+                believed.append(heard)
+        tried = 0
+        for _, run in sorted(runs, key=lambda each: each[1].tip_slot, reverse=True):
+            if self._may_verify() and self._proof.tip(run):
+                anchors.append((run.tip_slot, run.tip_chain))
+                break
+            tried += 1
+            if tried >= TIPS_TRIED_MAX:
+                break
+        if runs or anchors:
+            believed.extend(self._proof.proven(runs, anchors))
+        believed.extend(tips)
+
+    def _count(self, name: str) -> None:
+        self.counters[name] += 1
+
+    def _verify_tip(
+        self, voter: int, ballot: Ballot, slot: int, chain: bytes, signature: bytes
+    ) -> bool:
+        good = self._verifier.tip(voter, ballot, slot, chain, signature)
+        self._failures_left -= not good
+        return good
+
+    def _may_verify(self) -> bool:
+        """Whether a signature may be looked at: forgeries cost only so much a second."""
+        second = int(self._loop.time())
+        if second != self._failures_second:
+            self._failures_second, self._failures_left = second, FAILURES_PER_S
+        return self._failures_left > 0
 
     def _decode(self, data: bytes, is_repair: bool) -> Heard | None:
         whole = self._opener.open(data)
@@ -469,7 +536,21 @@ class Source:
         from_listener = isinstance(message, RepairRequest | ListenerReport)
         if from_listener is not is_repair or not _sane(message):
             raise FrameError("body")
+        if isinstance(message, StreamTip):
+            self._check_words(whole.sender, message, body)
         return whole.sender, message
+
+    def _check_words(self, sender: int, message: StreamTip, body: bytes) -> None:
+        """A heartbeat says much of its voter, all of it signed."""
+        if not self._may_verify():
+            raise FrameError("signature_flood")
+        said = body[:-WORDS_BYTES]
+        good = message.signer == sender and len(message.words) == SIGNATURE_BYTES
+        if not good or not self._verifier.words(sender, said, message.words):
+            self._failures_left -= 1
+            raise FrameError("signature")
+        if not self._proof.tip(message):
+            raise FrameError("signature")
 
     # -- sending --
 

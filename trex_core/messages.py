@@ -338,7 +338,8 @@ VOTES: Final = (Prepare, Promise, Accepted)
 
 class StreamRun(msgspec.Struct, frozen=True, array_like=True, tag=40, gc=False):
     """Fixed slots from ``first``; ``chain_before`` is the chain at ``first - 1``; ``tip_slot`` and
-    ``tip_chain`` are the sender's newest fixed slot. ``repair`` marks an answer to a request."""
+    ``tip_chain`` are a newest fixed slot, which voter ``signer`` signed with ``signature`` (under
+    ``ballot``). ``repair`` marks an answer to a request."""
 
     ballot: Ballot
     first: Number
@@ -347,6 +348,8 @@ class StreamRun(msgspec.Struct, frozen=True, array_like=True, tag=40, gc=False):
     tip_slot: Number
     tip_chain: bytes
     repair: bool = False
+    signer: Number = 0
+    signature: bytes = b""
 
 
 LISTENER_REPORT_TAG: Final = 43
@@ -451,13 +454,22 @@ class VoterDigest(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 class StreamTip(msgspec.Struct, frozen=True, array_like=True, tag=41, gc=False):
     """Heartbeat of the stream, at least each 100 ms from the leader (``leading``) and each second
-    from any other voter. ``ballot`` names the leader's ballot (NO_BALLOT when none is known)."""
+    from any other voter. ``ballot`` names the leader's ballot (NO_BALLOT when none is known).
+    ``signature`` is voter ``signer``'s of the tip, ``words`` of all that stands before it in the
+    encoded message, so it is to stay the last field."""
 
     ballot: Ballot
     leading: bool
     tip_slot: Number
     tip_chain: bytes
     digest: VoterDigest
+    signer: Number = 0
+    signature: bytes = b""
+    words: bytes = b""
+
+
+WORDS_BYTES: Final = 66
+"""Length of an encoded ``StreamTip.words``: the end of the message, which it does not sign."""
 
 
 class RepairRequest(msgspec.Struct, frozen=True, array_like=True, tag=42, gc=False):

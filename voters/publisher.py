@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 from trex_core.messages import (
     NO_BALLOT,
+    WORDS_BYTES,
     Ballot,
     ListenerDigest,
     RepairRequest,
@@ -28,6 +29,7 @@ from trex_core.messages import (
     VoterDigest,
 )
 from trex_core.roster import DIGEST_BYTES
+from trex_core.seal import SIGNATURE_BYTES, Signer
 from trex_core.state import FixedRun
 from trex_core.wire import DATAGRAM_BODY_BYTES_MAX, encode_body
 
@@ -43,7 +45,7 @@ REPAIR_SLOTS_MAX: Final = 1024
 """Most slots of one request that are looked at; the asker will ask again for the rest."""
 REPAIR_DATAGRAMS_PER_PUMP: Final = 8
 """Most repairs sent in one turn of the loop."""
-RUN_OVERHEAD_BYTES: Final = 160
+RUN_OVERHEAD_BYTES: Final = 232
 """More than an encoded StreamRun needs beside its values."""
 VALUE_OVERHEAD_BYTES: Final = 5
 RUN_VALUES_BYTES_MAX: Final = DATAGRAM_BODY_BYTES_MAX - RUN_OVERHEAD_BYTES
@@ -62,7 +64,7 @@ class _Recent:
 
 
 class Publisher:
-    """What one voter multicasts. ``repair_bytes_per_s`` caps repairs, ``burst_datagrams`` is the
+    """What one voter multicasts, signed by it. ``repair_bytes_per_s`` caps repairs, ``burst_datagrams`` is the
     most that :meth:`pump` sends of the stream at once."""
 
     def __init__(
@@ -71,7 +73,13 @@ class Publisher:
         count: Callable[[str], None],
         repair_bytes_per_s: int,
         burst_datagrams: int,
+        signer: Signer,
+        voter: int,
     ) -> None:
+        self._signer = signer
+        self._voter = voter
+        self._signed: tuple[Ballot, int, bytes] = (NO_BALLOT, -1, b"")
+        self._signature = b""
         self._send = send
         self._count = count
         self._rate = repair_bytes_per_s
@@ -150,8 +158,18 @@ class Publisher:
             self._fixed,
             self._chain,
             repair,
+            self._voter,
+            self._tip_signature(self._ballot),
         )
         return encode_body(run), slot
+
+    def _tip_signature(self, ballot: Ballot) -> bytes:
+        """Of the tip as it is now; made once for all datagrams of a flush."""
+        tip = (ballot, self._fixed, self._chain)
+        if tip != self._signed:
+            self._signed = tip
+            self._signature = self._signer.tip(*tip)
+        return self._signature
 
     # --- sending ----------------------------------------------------------------------------
 
@@ -166,7 +184,16 @@ class Publisher:
         are told in the space that ``digest`` leaves, which loses its oldest transitions if it
         leaves too little."""
         self.announce = False
-        tip = StreamTip(ballot, leading, self._fixed, self._chain, digest)
+        tip = StreamTip(
+            ballot,
+            leading,
+            self._fixed,
+            self._chain,
+            digest,
+            self._voter,
+            self._tip_signature(ballot),
+            bytes(SIGNATURE_BYTES),
+        )
         body = encode_body(tip)
         room = DATAGRAM_BODY_BYTES_MAX - DIGEST_BYTES
         while len(body) > room and digest.transitions:
@@ -176,7 +203,9 @@ class Publisher:
             left = DATAGRAM_BODY_BYTES_MAX - len(body)
             digest = replace(digest, listeners=listeners(left))
             body = encode_body(replace(tip, digest=digest))
-        self._send(body)
+        said = body[:-WORDS_BYTES]
+        words = self._signer.words(said)
+        self._send(b"".join((said, body[-WORDS_BYTES:-SIGNATURE_BYTES], words)))
 
     def request(self, request: RepairRequest) -> None:
         """Note a repair request that names this voter; it is served by :meth:`pump`."""

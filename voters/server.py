@@ -68,6 +68,7 @@ from trex_core.metadata.state import MetadataMachine
 from trex_core.paxos import other_voters, room, step
 from trex_core.quorum import Tally
 from trex_core.roster import REPORTS_PER_S_MAX, Roster
+from trex_core.seal import Signer
 from trex_core.snapshot import Snapshot
 from trex_core.state import (
     Beat,
@@ -359,6 +360,8 @@ class Voter:
             self.count,
             stream.repair_bytes_per_s_max,
             stream.burst_datagrams,
+            Signer(self._credentials.keys.signing, self.identity.cluster_id, self._me),
+            self._me,
         )
         self._publisher.reset(self.state.fixed, self.state.chain)
         # Of another machine's commands nobody here knows what they change.
@@ -1346,6 +1349,8 @@ async def open_voter(
     held = Credentials(credentials, cluster.cluster_id_bytes)
     if why := why_not_voter(held.grant, voter_id):
         raise StartError(f"{credentials}: {why}")
+    if not held.keys.signing:
+        raise StartError(f"{credentials}: keys.toml holds no key to sign with")
     journal = Journal.open(
         paths.journal,
         cluster.cluster_id_bytes,

@@ -16,10 +16,13 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
+from msgspec.structs import replace
+
 from tests.credentials import on_stream, papers, stream_opener
 from trex_core.access import voter_name
 from trex_core.cluster import ClusterConfig, StreamConfig, VoterEntry
 from trex_core.messages import (
+    WORDS_BYTES,
     AskOther,
     Ballot,
     CatchupEntries,
@@ -39,6 +42,7 @@ from trex_core.messages import (
     VoterDigest,
     encode_value,
 )
+from trex_core.seal import SIGNATURE_BYTES, Signer
 from trex_core.state import chain_next, chain_start
 from trex_core.wire import (
     DATAGRAM_BODY_BYTES_MAX,
@@ -111,6 +115,7 @@ class Backbone:
         self.entries_max = 512
         self._stirred = asyncio.Event()
         self._open: dict[asyncio.StreamWriter, asyncio.Task[None]] = {}
+        self._signers: dict[int, Signer] = {}
         self._opener = stream_opener(cluster)
         self.sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.sender.setsockopt(
@@ -162,7 +167,23 @@ class Backbone:
             self.tip,
             self.chains[self.tip],
             repair,
+            1,
+            self.signer(1).tip(BALLOT, self.tip, self.chains[self.tip]),
         )
+
+    def signer(self, voter: int) -> Signer:
+        """Signs as ``voter``."""
+        if voter not in self._signers:
+            own = papers(self.cluster, voter_name(voter)).keys.signing
+            self._signers[voter] = Signer(own, self.cluster.cluster_id_bytes, voter)
+        return self._signers[voter]
+
+    def signed(self, tip: StreamTip, voter: int) -> StreamTip:
+        """``tip`` as ``voter`` signs it."""
+        signer = self.signer(voter)
+        signature = signer.tip(tip.ballot, tip.tip_slot, tip.tip_chain)
+        tip = replace(tip, signer=voter, signature=signature, words=bytes(SIGNATURE_BYTES))
+        return replace(tip, words=signer.words(encode_body(tip)[:-WORDS_BYTES]))
 
     def stream(self, first: int, last: int, *, sender: int = 1, repair: bool = False) -> None:
         """Multicast slots ``first``..``last``, as many to a datagram as fit."""
@@ -177,7 +198,8 @@ class Backbone:
             start = end + 1
 
     def heartbeat(self, sender: int = 1) -> None:
-        self.send(StreamTip(BALLOT, sender == 1, self.tip, self.chains[-1], DIGEST), sender)
+        tip = StreamTip(BALLOT, sender == 1, self.tip, self.chains[-1], DIGEST)
+        self.send(self.signed(tip, sender), sender)
 
     # -- the voters' ears --
 

@@ -1,0 +1,202 @@
+"""What a signed tip proves: this module alone decides which slots of the stream are a voter's word.
+
+Whoever holds the stream key can multicast anything, but not sign as a voter: a tip is (slot, chain),
+signed. Each run of slots carries the chain before its first slot, so a tip that was verified proves
+the run that ends there, the chain before it proves the run before, and so on: backwards, datagram by
+datagram, in whichever order they come and however they were cut (DESIGN §5). A forgery proves
+nothing and spoils nothing: it falls alone. What nothing proves yet waits, within bounds; its slots
+are asked for again like lost ones.
+
+No I/O and no clock. Signatures are verified elsewhere (``seal``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+from msgspec.structs import replace
+
+from trex_core.messages import Ballot, StreamRun, StreamTip
+from trex_core.state import chain_run
+
+PENDING_SLOTS_MAX: Final = 8192
+"""Most slots that wait for a proof; the oldest runs go first."""
+PENDING_BYTES_MAX: Final = 8 << 20
+"""The same in bytes of values."""
+ANCHORS_MAX: Final = 8192
+"""Most proven chains that are remembered; the oldest go first."""
+TIPS_MAX: Final = 1024
+"""Most verified tips that are remembered, to be compared with later ones."""
+
+Verify = Callable[[int, Ballot, int, bytes, bytes], bool]
+"""Did (voter) sign (ballot, slot, chain) with (signature)?"""
+
+
+class SignedTip(msgspec.Struct, frozen=True):
+    """A tip that was verified."""
+
+    voter: int
+    ballot: Ballot
+    slot: int
+    chain: bytes
+    signature: bytes
+
+
+class ContradictionError(Exception):
+    """Two voters (or one, twice) signed different chains for one slot: ``tips`` are the evidence.
+    What is applied may be wrong; nothing more can be believed."""
+
+    def __init__(self, first: SignedTip, second: SignedTip) -> None:
+        super().__init__(
+            f"voter {first.voter} signed chain {first.chain.hex()} for slot {first.slot}, voter "
+            f"{second.voter} signed {second.chain.hex()}: the cluster contradicts itself"
+        )
+        self.tips = (first, second)
+
+
+class _Waiting:
+    __slots__ = ("bytes", "chains", "last", "run", "sender")
+
+    def __init__(self, sender: int, run: StreamRun, chains: tuple[bytes, ...]) -> None:
+        self.sender = sender
+        self.run = run
+        self.chains = chains
+        self.last = run.first + len(run.values) - 1
+        self.bytes = sum(map(len, run.values))
+
+
+class Proof:
+    """The state of one follower's belief. ``verify`` checks a signature, which is dear; ``count``
+    counts what happens by name."""
+
+    def __init__(self, verify: Verify, count: Callable[[str], None]) -> None:
+        self._verify = verify
+        self._count = count
+        self._anchors: dict[int, bytes] = {}
+        """Slot -> the chain there, proven."""
+        self._tips: dict[int, SignedTip] = {}
+        self._newest: SignedTip | None = None
+        self._waiting: dict[tuple[int, bytes, bytes], _Waiting] = {}
+        self._slots = self._bytes = 0
+        self._done = 0
+
+    def done(self, slot: int) -> None:
+        """Everything up to ``slot`` was delivered: nothing of it needs a proof any more."""
+        self._done = slot
+        for key in [key for key, each in self._waiting.items() if each.last <= slot]:
+            self._drop(key)
+
+    def tip(self, message: StreamRun | StreamTip) -> bool:
+        """Verify the tip of ``message``. Raises :class:`ContradictionError`."""
+        slot, chain = message.tip_slot, message.tip_chain
+        known = self._tips.get(slot)
+        if known is not None and (known.chain, known.signature) == (chain, message.signature):
+            return True
+        if not self._verify(message.signer, message.ballot, slot, chain, message.signature):
+            self._count("dropped_signature")
+            return False
+        tip = SignedTip(message.signer, message.ballot, slot, chain, message.signature)
+        if known is not None and known.chain != chain:
+            raise ContradictionError(known, tip)
+        if len(self._tips) >= TIPS_MAX:
+            del self._tips[next(iter(self._tips))]
+        self._tips[slot] = tip
+        if self._newest is None or slot > self._newest.slot:
+            self._newest = tip
+        return True
+
+    def proven(
+        self, heard: list[tuple[int, StreamRun]], tips: list[tuple[int, bytes]]
+    ) -> list[tuple[int, StreamRun]]:
+        """What can be believed now, by slot: of ``heard`` and of what waited, given that ``tips``
+        (slot, chain) were verified. The tip in each is one that was verified."""
+        out: list[tuple[int, StreamRun]] = []
+        for sender, run in heard:
+            self._wait(sender, run)
+        work = [slot for slot, chain in tips if self._anchor(slot, chain)]
+        for key in [(run.first, run.chain_before) for _, run in heard]:
+            work += self._inside(key)
+        while work:
+            slot = work.pop()
+            chain = self._anchors.get(slot)
+            if chain is None:
+                continue
+            for key, waiting in list(self._waiting.items()):
+                run = waiting.run
+                place = slot - run.first
+                if not 0 <= place < len(run.values):
+                    continue
+                self._drop(key)
+                if waiting.chains[place] != chain:
+                    self._count("dropped_forged")
+                    continue
+                out.append((waiting.sender, self._told(run, place + 1)))
+                if place + 1 < len(run.values):
+                    rest = replace(
+                        run, first=slot + 1, chain_before=chain, values=run.values[place + 1 :]
+                    )
+                    self._wait(waiting.sender, rest)
+                if self._anchor(run.first - 1, run.chain_before):
+                    work.append(run.first - 1)
+        out.sort(key=lambda each: each[1].first)
+        return out
+
+    def _told(self, run: StreamRun, count: int) -> StreamRun:
+        """The first ``count`` slots of ``run``, with a tip that was verified."""
+        tip = self._newest
+        assert tip is not None, "what is proven is proven by a tip"
+        if count == len(run.values) and self._tips.get(run.tip_slot) is not None:
+            known = self._tips[run.tip_slot]
+            if (known.chain, known.signature) == (run.tip_chain, run.signature):
+                return run
+        return replace(
+            run,
+            ballot=tip.ballot,
+            values=run.values[:count],
+            tip_slot=tip.slot,
+            tip_chain=tip.chain,
+            signer=tip.voter,
+            signature=tip.signature,
+        )
+
+    def _inside(self, key: tuple[int, bytes]) -> list[int]:
+        """The anchors within a run that waits."""
+        for waiting in self._waiting.values():
+            run = waiting.run
+            if (run.first, run.chain_before) == key:
+                slots = range(run.first, run.first + len(run.values))
+                return [slot for slot in slots if slot in self._anchors]
+        return []
+
+    def _anchor(self, slot: int, chain: bytes) -> bool:
+        """Remember that the chain at ``slot`` is ``chain``; whether that is news."""
+        if slot in self._anchors:
+            return False
+        if len(self._anchors) >= ANCHORS_MAX:
+            del self._anchors[next(iter(self._anchors))]
+        self._anchors[slot] = chain
+        return True
+
+    def _wait(self, sender: int, run: StreamRun) -> None:
+        if run.first + len(run.values) - 1 <= self._done:
+            self._count("duplicate")
+            return
+        chains = chain_run(run.chain_before, run.first, run.values)
+        key = (run.first, run.chain_before, chains[-1])
+        if key in self._waiting:
+            self._count("duplicate")
+            return
+        waiting = _Waiting(sender, run, chains)
+        self._waiting[key] = waiting
+        self._slots += len(run.values)
+        self._bytes += waiting.bytes
+        while self._slots > PENDING_SLOTS_MAX or self._bytes > PENDING_BYTES_MAX:
+            self._drop(next(iter(self._waiting)))
+            self._count("dropped_unproven")
+
+    def _drop(self, key: tuple[int, bytes, bytes]) -> None:
+        waiting = self._waiting.pop(key)
+        self._slots -= len(waiting.run.values)
+        self._bytes -= waiting.bytes
