@@ -238,11 +238,12 @@ def told(error: BaseException) -> tuple[int, str]:
     from listeners.source import SourceError
     from listeners.store import StoreError
     from trex_core.machine import TooOld
+    from trex_core.proof import ContradictionError
 
     match error:
         case ConfigError() | SourceError() | RecordingError():
             return REFUSED, (isinstance(error, OSError) and error.strerror) or str(error)
-        case StoreError() | TooOld() | OSError():
+        case StoreError() | TooOld() | ContradictionError() | OSError():
             return BROKEN, str(error)
         case _:
             raise error

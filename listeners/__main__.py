@@ -30,6 +30,7 @@ from listeners.store import StoreError
 from trex_core.cluster import ClusterConfig, ConfigError, parse_cluster
 from trex_core.credentials import FOLDER
 from trex_core.machine import TooOld
+from trex_core.proof import ContradictionError
 
 REFUSED: Final = 1
 BROKEN: Final = 3
@@ -116,7 +117,7 @@ def _end(error: BaseException) -> NoReturn:
     match error:
         case ConfigError() | SourceError() | SqlError():
             code = REFUSED
-        case StoreError() | TooOld() | OSError():
+        case StoreError() | TooOld() | ContradictionError() | OSError():
             code = BROKEN
         case _:
             raise error

@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
+import os
 import random
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
@@ -93,6 +94,7 @@ from trex_core.metadata.state import (
     state_chunks,
     state_from,
 )
+from trex_core.proof import ContradictionError
 from trex_core.roster import NAME_BYTES_MAX, Reporter, Roster
 from trex_core.sessions import NO_SESSIONS, Sessions, deliver
 from trex_core.snapshot import SnapshotError, decode_snapshot, encode_snapshot
@@ -108,6 +110,8 @@ RING_CHANGES_MAX: Final = 4096
 """Above this many changes since the ring was asked for last it is built anew."""
 STOP_DEADLINE_S: Final = 5.0
 """How long a stop waits for what is applied to be stored; the rest is fetched again."""
+EVIDENCE_FILE: Final = "contradiction.json"
+"""In the directory of a listener that stopped because voters contradicted each other."""
 STORE_FILE: Final = "store.duckdb"
 SOCKET_FILE: Final = "sql.sock"
 
@@ -574,7 +578,11 @@ class Listener:
                 wake_ms = min(wake_ms, self._wake_ms)
             # Half a millisecond more, so that the clock truly shows the millisecond asked for.
             await source.wait((wake_ms + 0.5) / 1000)
-            self._turn()
+            try:
+                self._turn()
+            except ContradictionError as error:
+                await anyio.to_thread.run_sync(keep_evidence, self.directory, error)
+                raise
             if self._keeper is not None:
                 await self._keep(self._keeper)
 
@@ -897,7 +905,8 @@ async def open_listener(
     the block is cancelled and the error raised from here: :class:`listeners.store.StoreError`,
     :class:`trex_core.machine.TooOld`. Raises :class:`ConfigError` for a bad name or credentials
     that are of no use, ``SourceError``
-    if the group cannot be joined.
+    if the group cannot be joined; :class:`trex_core.proof.ContradictionError` out of the block when
+    voters signed contradicting tips, which are kept as EVIDENCE_FILE in ``directory``.
     """
     if not name.isprintable() or not 0 < len(name.encode(errors="replace")) <= NAME_BYTES_MAX:
         raise ConfigError(f"a listener's name has 1 to {NAME_BYTES_MAX} printable bytes")
@@ -913,6 +922,13 @@ async def open_listener(
     store: Store | None = None
     if directory is not None:
         from listeners.store import Store
+
+        if (directory / EVIDENCE_FILE).exists():
+            raise ConfigError(
+                f"{directory / EVIDENCE_FILE}: this listener stopped because voters signed "
+                "contradicting tips; find out which disk or voter is wrong, and only then remove "
+                "the file, and the store with it"
+            )
 
         store = await anyio.to_thread.run_sync(
             Store.open, directory / STORE_FILE, cluster.cluster_id_bytes, name
@@ -934,6 +950,28 @@ async def open_listener(
         if store is not None:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(store.close)
+
+
+def keep_evidence(directory: Path | None, error: ContradictionError) -> None:
+    """Write the two tips that contradict each other where the listener keeps its store, for
+    whoever must find out."""
+    tips = [
+        {
+            "voter": tip.voter,
+            "ballot": str(tip.ballot),
+            "slot": tip.slot,
+            "chain": tip.chain.hex(),
+            "signature": tip.signature.hex(),
+        }
+        for tip in error.tips
+    ]
+    _log.error("listener.contradiction", extra={"trex_fields": {"tips": tips}})
+    if directory is None:
+        return
+    with (directory / EVIDENCE_FILE).open("wb") as file:
+        file.write(msgspec.json.encode(tips) + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @cache

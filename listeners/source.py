@@ -27,6 +27,7 @@ import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import IO, Final, Protocol, TypeAlias
 
@@ -92,8 +93,9 @@ REPORTS_HEARD_PER_S: Final = 4 * REPORTS_PER_S_MAX
 """Most listeners' reports taken in one second; what a flood brings beyond is dropped unread."""
 FAILURES_PER_S: Final = 200
 """Most signatures found wrong in a second; further ones are not looked at before the next."""
-TIPS_TRIED_MAX: Final = 4
-"""Of the tips in one batch of datagrams so many are tried, newest first, until one is good."""
+TIPS_TRIED_MAX: Final = 8
+"""Of the tips in one batch of datagrams so many are looked at, newest first, as long as something
+there is unproven."""
 REFRESH_S: Final = 1.0
 """Whether credentials were written anew is looked at so often, in seconds."""
 LOG: Final = logging.getLogger("trex.listener")
@@ -472,6 +474,7 @@ class Source:
         """Open and decode all that came, and let what is proven by it be taken."""
         inbox, believed = self._inbox, self._believed
         runs: list[tuple[int, StreamRun]] = []
+        proven: list[tuple[int, StreamRun]] = []
         tips: list[Heard] = []
         anchors: list[tuple[int, bytes]] = []
         while inbox:
@@ -491,16 +494,18 @@ class Source:
                 anchors.append((message.tip_slot, message.tip_chain))
             else:
                 believed.append(heard)
-        tried = 0
-        for _, run in sorted(runs, key=lambda each: each[1].tip_slot, reverse=True):
-            if self._may_verify() and self._proof.tip(run):
-                anchors.append((run.tip_slot, run.tip_chain))
-                break
-            tried += 1
-            if tried >= TIPS_TRIED_MAX:
-                break
         if runs or anchors:
-            believed.extend(self._proof.proven(runs, anchors))
+            proven += self._proof.proven(runs, anchors)
+        # The newest tip proves all runs before it, up to the first that was lost; the newest
+        # before that proves what is before, and so on.
+        runs.sort(key=lambda each: each[1].tip_slot, reverse=True)
+        unproven = (run for _, run in runs if self._proof.waits(run))
+        for run in islice(unproven, TIPS_TRIED_MAX):
+            if self._may_verify() and self._proof.tip(run):
+                tip = (run.tip_slot, run.tip_chain)
+                proven += self._proof.proven([], [tip])
+        proven.sort(key=lambda each: each[1].first)  # a hole is to be seen as it is, not larger
+        believed.extend(proven)
         believed.extend(tips)
 
     def _count(self, name: str) -> None:

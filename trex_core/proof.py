@@ -1,13 +1,13 @@
-"""What a signed tip proves: this module alone decides which slots of the stream are a voter's word.
+"""What a signed tip proves: this module alone decides which slots of the stream to believe.
 
-Whoever holds the stream key can multicast anything, but not sign as a voter: a tip is (slot, chain),
-signed. Each run of slots carries the chain before its first slot, so a tip that was verified proves
-the run that ends there, the chain before it proves the run before, and so on: backwards, datagram by
-datagram, in whichever order they come and however they were cut (DESIGN §5). A forgery proves
-nothing and spoils nothing: it falls alone. What nothing proves yet waits, within bounds; its slots
-are asked for again like lost ones.
+Whoever holds the stream key can multicast anything, but not sign as a voter: a tip is a slot and
+the chain there, signed.  Each run of slots carries the chain before its first slot, so a tip that
+was verified proves the run that ends there, the chain before it proves the run before, and so on:
+backwards, datagram by datagram, in whichever order they come and however they were cut (DESIGN §5).
+A forgery proves nothing and spoils nothing: it falls alone.  What nothing proves yet waits, within
+bounds; its slots are asked for again like lost ones.
 
-No I/O and no clock. Signatures are verified elsewhere (``seal``).
+No I/O and no clock.  Signatures are verified elsewhere (``seal``).
 """
 
 from __future__ import annotations
@@ -77,7 +77,6 @@ class Proof:
         self._anchors: dict[int, bytes] = {}
         """Slot -> the chain there, proven."""
         self._tips: dict[int, SignedTip] = {}
-        self._newest: SignedTip | None = None
         self._waiting: dict[tuple[int, bytes, bytes], _Waiting] = {}
         self._slots = self._bytes = 0
         self._done = 0
@@ -85,8 +84,8 @@ class Proof:
     def done(self, slot: int) -> None:
         """Everything up to ``slot`` was delivered: nothing of it needs a proof any more."""
         self._done = slot
-        for key in [key for key, each in self._waiting.items() if each.last <= slot]:
-            self._drop(key)
+        for old in [key for key, each in self._waiting.items() if each.last <= slot]:
+            self._drop(old)
 
     def tip(self, message: StreamRun | StreamTip) -> bool:
         """Verify the tip of ``message``. Raises :class:`ContradictionError`."""
@@ -103,21 +102,24 @@ class Proof:
         if len(self._tips) >= TIPS_MAX:
             del self._tips[next(iter(self._tips))]
         self._tips[slot] = tip
-        if self._newest is None or slot > self._newest.slot:
-            self._newest = tip
         return True
+
+    def waits(self, run: StreamRun) -> bool:
+        """Whether nothing proves ``run`` yet."""
+        return any(each.run is run for each in self._waiting.values())
 
     def proven(
         self, heard: list[tuple[int, StreamRun]], tips: list[tuple[int, bytes]]
     ) -> list[tuple[int, StreamRun]]:
         """What can be believed now, by slot: of ``heard`` and of what waited, given that ``tips``
-        (slot, chain) were verified. The tip in each is one that was verified."""
+        (slot, chain) were verified. The tip told in each is proven too."""
         out: list[tuple[int, StreamRun]] = []
         for sender, run in heard:
             self._wait(sender, run)
         work = [slot for slot, chain in tips if self._anchor(slot, chain)]
-        for key in [(run.first, run.chain_before) for _, run in heard]:
-            work += self._inside(key)
+        for _, run in heard:
+            slots = range(run.first, run.first + len(run.values))
+            work += [slot for slot in slots if slot in self._anchors]
         while work:
             slot = work.pop()
             chain = self._anchors.get(slot)
@@ -132,7 +134,7 @@ class Proof:
                 if waiting.chains[place] != chain:
                     self._count("dropped_forged")
                     continue
-                out.append((waiting.sender, self._told(run, place + 1)))
+                out.append((waiting.sender, self._told(waiting, place + 1)))
                 if place + 1 < len(run.values):
                     rest = replace(
                         run, first=slot + 1, chain_before=chain, values=run.values[place + 1 :]
@@ -143,32 +145,22 @@ class Proof:
         out.sort(key=lambda each: each[1].first)
         return out
 
-    def _told(self, run: StreamRun, count: int) -> StreamRun:
-        """The first ``count`` slots of ``run``, with a tip that was verified."""
-        tip = self._newest
-        assert tip is not None, "what is proven is proven by a tip"
-        if count == len(run.values) and self._tips.get(run.tip_slot) is not None:
-            known = self._tips[run.tip_slot]
-            if (known.chain, known.signature) == (run.tip_chain, run.signature):
-                return run
+    def _told(self, waiting: _Waiting, count: int) -> StreamRun:
+        """The first ``count`` slots of a run that waited. If its tip is not one that was verified,
+        the last of these slots is told as the tip: that much is proven, and a newer tip would have
+        what follows in the same batch taken for lost."""
+        run = waiting.run
+        known = self._tips.get(run.tip_slot)
+        if count == len(run.values) and known is not None and known.chain == run.tip_chain:
+            return run
         return replace(
             run,
-            ballot=tip.ballot,
             values=run.values[:count],
-            tip_slot=tip.slot,
-            tip_chain=tip.chain,
-            signer=tip.voter,
-            signature=tip.signature,
+            tip_slot=run.first + count - 1,
+            tip_chain=waiting.chains[count - 1],
+            signer=0,
+            signature=b"",
         )
-
-    def _inside(self, key: tuple[int, bytes]) -> list[int]:
-        """The anchors within a run that waits."""
-        for waiting in self._waiting.values():
-            run = waiting.run
-            if (run.first, run.chain_before) == key:
-                slots = range(run.first, run.first + len(run.values))
-                return [slot for slot in slots if slot in self._anchors]
-        return []
 
     def _anchor(self, slot: int, chain: bytes) -> bool:
         """Remember that the chain at ``slot`` is ``chain``; whether that is news."""

@@ -64,8 +64,8 @@ class _Recent:
 
 
 class Publisher:
-    """What one voter multicasts, signed by it. ``repair_bytes_per_s`` caps repairs, ``burst_datagrams`` is the
-    most that :meth:`pump` sends of the stream at once."""
+    """What one voter multicasts, signed by it. ``repair_bytes_per_s`` caps repairs,
+    ``burst_datagrams`` is the most that :meth:`pump` sends of the stream at once."""
 
     def __init__(
         self,

@@ -30,7 +30,7 @@ from listeners.source import drop_share
 from listeners.sql import SqlDeadlineError, SqlInvalidError
 from listeners.store import StoreError
 from tests.credentials import folder
-from tests.listeners.backbone import BALLOT, Backbone, make_cluster
+from tests.listeners.backbone import BALLOT, DIGEST, Backbone, make_cluster
 from tests.listeners.workload import engine, put, replayed, same, workload
 from trex_core.cluster import ConfigError
 from trex_core.learner import LearnerConfig
@@ -40,6 +40,7 @@ from trex_core.messages import (
     Kind,
     SnapshotRequest,
     StreamRun,
+    StreamTip,
     Value,
 )
 from trex_core.metadata.commands import (
@@ -49,6 +50,7 @@ from trex_core.metadata.commands import (
     MemberJoin,
 )
 from trex_core.metadata.state import EMPTY, MetadataState, ring_of, state_chunks
+from trex_core.proof import ContradictionError
 from trex_core.snapshot import encode_snapshot
 from trex_core.state import chain_next
 
@@ -240,7 +242,7 @@ async def test_a_run_of_another_history_is_counted_and_never_applied(backbone):
             while listener.state.config.get("a") is None:
                 await listener.wait_applied(last, DEADLINE_S)
         assert listener.state.config["a"].value == "true"
-        assert listener.counters["chain_mismatch"] >= 1
+        assert listener.counters["dropped_signature"] >= 1
 
 
 async def test_garbage_on_both_ports_is_counted_and_harmless(backbone):
@@ -775,3 +777,58 @@ async def test_ctrl_c_ends_a_wait_in_a_threaded_program(backbone, tmp_path):
             process.send_signal(signal.SIGINT)
             assert await process.wait() != 0
             assert b"KeyboardInterrupt" in await process.stderr.receive()
+
+
+# --- who says so ----------------------------------------------------------------------------
+
+
+async def test_a_hostile_holder_of_the_stream_key_is_believed_nothing(backbone):
+    """It forges tips, values, repairs, whole histories and heartbeats, as every voter."""
+    draw = random.Random(5)
+    evil = Backbone(backbone.cluster)
+    evil.append(*(put(f"k{n}", "forged") for n in range(40)))
+    evil.close()
+    async with following(backbone) as listener:
+        await listener.wait_ready(DEADLINE_S)
+        for number in range(30):
+            last = backbone.append(put(f"k{number}", "true"))
+            for voter in (1, 2, 3):
+                first = draw.randrange(2, last + 1)
+                run = evil.run(first, min(first + 3, evil.tip), repair=draw.random() < 0.5)
+                genuine = backbone.run(last, last)
+                for forged in (
+                    msgspec.structs.replace(run, signature=draw.randbytes(64)),
+                    msgspec.structs.replace(run, signature=genuine.signature),
+                    msgspec.structs.replace(genuine, values=(evil.log[1],)),
+                    msgspec.structs.replace(genuine, values=(*genuine.values, evil.log[1])),
+                ):
+                    backbone.send(msgspec.structs.replace(forged, signer=voter), voter)
+                tip = StreamTip(BALLOT, True, 1 << 40, bytes(32), DIGEST)
+                backbone.send(tip, voter)
+                signed = backbone.signed(StreamTip(BALLOT, True, 1, evil.chains[1], DIGEST), voter)
+                backbone.send(msgspec.structs.replace(signed, tip_slot=1 << 40), voter)
+            backbone.stream(last, last)
+            await listener.wait_applied(last, DEADLINE_S)
+        assert {entry.value for entry in listener.state.config.values()} == {"true"}
+        assert len(listener.state.config) == 30
+        assert listener.tip == backbone.tip
+        assert listener.counters["dropped_signature"] > 0
+        assert same(listener.state, replayed(backbone)[0])
+
+
+async def test_voters_that_contradict_each_other_stop_it_and_the_evidence_is_kept(
+    backbone, tmp_path
+):
+    with pytest.raises(ContradictionError, match="contradicts itself"):  # noqa: PT012
+        async with following(backbone, directory=tmp_path) as listener:
+            last = backbone.append(put("a", "1"))
+            backbone.stream(last, last)
+            await listener.wait_stored(last, DEADLINE_S)
+            lie = StreamTip(BALLOT, False, last, b"e" * 32, DIGEST)
+            backbone.send(backbone.signed(lie, 2), 2)
+            await listener.wait_applied(last + 1, DEADLINE_S)
+    tips = msgspec.json.decode((tmp_path / "contradiction.json").read_bytes())
+    assert {tip["chain"] for tip in tips} == {(b"e" * 32).hex(), backbone.chains[last].hex()}
+    with pytest.raises(ConfigError, match=r"contradiction\.json"):
+        async with following(backbone, directory=tmp_path):
+            pass

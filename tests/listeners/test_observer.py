@@ -116,7 +116,8 @@ async def test_an_observer_sees_every_tip_and_every_slot_once_in_order(backbone)
 
         await backbone.until(heard_of_3)
         _, tip = next(each for each in notes.tips if each[0] == 3)
-        assert tip == StreamTip(BALLOT, False, last, backbone.chains[last], DIGEST)
+        said = StreamTip(BALLOT, False, last, backbone.chains[last], DIGEST)
+        assert tip == backbone.signed(said, 3)
 
 
 @pytest.mark.parametrize("store", [False, True])
@@ -215,6 +216,7 @@ class Tape:
     def stream(self, _counters: Counter[str]) -> Tape:
         self._woken = asyncio.Event()
         self._woken.set()
+        self.over = asyncio.Event()
         return self
 
     def archives(self, _counters: Counter[str]) -> Tape:
@@ -230,10 +232,16 @@ class Tape:
             timer.cancel()
 
     def take(self):
-        return self.played.popleft() if self.played else None
+        if not self.played:
+            self.over.set()
+            return None
+        return self.played.popleft()
 
     def wake(self):
         self._woken.set()
+
+    def done(self, slot):
+        pass
 
     def request(self, wanted):
         pass
@@ -285,6 +293,8 @@ async def test_a_listener_over_a_recording_ends_in_the_same_state(backbone, late
         backbone, "replay", network=tape, observer=again, directory=tmp_path
     ) as listener:
         await listener.wait_stored(last, DEADLINE_S)
+        with anyio.fail_after(DEADLINE_S):
+            await tape.over.wait()
         assert same(listener.state, state)
         assert list(listener.ring.ranges()) == ring
         result = await listener.sql(f"SELECT count(*) FROM config_at({last})")

@@ -84,11 +84,12 @@ async def until(source: Source, condition) -> None:
 
 async def test_hears_runs_and_tips_of_voters(heard):
     backbone, source = heard
-    backbone.send(backbone.run(1, 3), sender=2)
+    backbone.send(backbone.run(19, 21), sender=2)
     backbone.heartbeat(sender=3)
     (from_2, run), (from_3, tip) = await messages(source, 2)
-    assert (from_2, run) == (2, backbone.run(1, 3))
-    assert (from_3, tip) == (3, StreamTip(BALLOT, False, 21, backbone.chains[21], DIGEST))
+    assert (from_2, run) == (2, backbone.run(19, 21))
+    expected = StreamTip(BALLOT, False, 21, backbone.chains[21], DIGEST)
+    assert (from_3, tip) == (3, backbone.signed(expected, 3))
     assert source.counters == {"datagrams": 2}
 
 
@@ -182,7 +183,7 @@ async def test_each_bad_datagram_is_dropped_and_counted_by_reason(heard):
     backbone, source = heard
     cluster_id = backbone.cluster.cluster_id_bytes
     voter = Identity(cluster_id, 1, 7, 1)
-    run = backbone.run(1, 3)
+    run = backbone.run(19, 21)
     (good,) = backbone.sealed(voter, encode_body(run))
 
     def framed(message: object, identity: Identity = voter) -> bytes:

@@ -1,0 +1,182 @@
+"""What is proven by a signed tip: everything it covers, in any order, and nothing a forger says."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+from msgspec.structs import replace
+
+from trex_core import proof
+from trex_core.messages import NO_BALLOT, StreamRun, StreamTip, VoterDigest
+from trex_core.proof import ContradictionError, Proof
+from trex_core.state import chain_run, chain_start
+
+VALUES = tuple(b"\x97value %d" % slot for slot in range(1, 101))
+CHAINS = (chain_start(bytes(16)), *chain_run(chain_start(bytes(16)), 1, VALUES))
+DIGEST = VoterDigest("leader", NO_BALLOT, 0, 0, 0, 0, 0, 0, "test")
+
+
+def signature(voter, slot, chain):
+    return b"%d signed %d " % (voter, slot) + chain
+
+
+class Believer:
+    """A proof whose signatures anybody can check by eye."""
+
+    def __init__(self):
+        self.counted = Counter()
+        self.verified = 0
+        self.proof = Proof(self.verify, lambda name: self.counted.update([name]))
+
+    def verify(self, voter, _ballot, slot, chain, given):
+        self.verified += 1
+        return given == signature(voter, slot, chain)
+
+    def hear(self, *runs, tips=()):
+        for slot in tips:
+            assert self.proof.tip(tip(slot))
+        anchors = [(slot, CHAINS[slot]) for slot in tips]
+        return self.proof.proven([(1, run) for run in runs], anchors)
+
+
+def tip(slot, voter=1, chain=None):
+    chain = CHAINS[slot] if chain is None else chain
+    return StreamTip(NO_BALLOT, True, slot, chain, DIGEST, voter, signature(voter, slot, chain))
+
+
+def run(first, last, tip_slot=None, *, chain_before=None, values=None):
+    tip_slot = last if tip_slot is None else tip_slot
+    before = CHAINS[first - 1] if chain_before is None else chain_before
+    signed = signature(1, tip_slot, CHAINS[tip_slot])
+    said = VALUES[first - 1 : last] if values is None else values
+    return StreamRun(NO_BALLOT, first, before, said, tip_slot, CHAINS[tip_slot], False, 1, signed)
+
+
+def slots(believed):
+    found = {}
+    for _, each in believed:
+        found |= dict(enumerate(each.values, each.first))
+        after = chain_run(each.chain_before, each.first, each.values)
+        assert each.chain_before == CHAINS[each.first - 1]
+        assert after[-1] == CHAINS[each.first + len(each.values) - 1]
+        assert each.tip_slot >= each.first + len(each.values) - 1
+        assert each.tip_chain == CHAINS[each.tip_slot], "a tip that was verified"
+    return found
+
+
+def test_nothing_is_believed_before_a_tip_covers_it():
+    one = Believer()
+    assert one.hear(run(1, 5)) == []
+    assert slots(one.hear(tips=[5])) == dict(enumerate(VALUES[:5], 1))
+
+
+def test_a_tip_proves_backwards_through_every_datagram():
+    one = Believer()
+    assert one.hear(run(1, 3, 9), run(4, 6, 9)) == []
+    believed = one.hear(run(7, 9, 9), tips=[9])
+    assert [each.first for _, each in believed] == [1, 4, 7]
+    assert one.verified == 1, "one signature for all of it"
+
+
+def test_what_is_above_the_tip_waits_for_the_next_one():
+    one = Believer()
+    believed = one.hear(run(1, 10, 10), tips=[4])
+    assert sorted(slots(believed)) == [1, 2, 3, 4]
+    assert sorted(slots(one.hear(tips=[10]))) == [5, 6, 7, 8, 9, 10]
+
+
+def test_a_hole_stops_the_proof_and_its_repair_goes_on_with_it():
+    one = Believer()
+    assert sorted(slots(one.hear(run(1, 3, 9), run(7, 9), tips=[9]))) == [7, 8, 9]
+    assert sorted(slots(one.hear(run(4, 6, 9)))) == [1, 2, 3, 4, 5, 6]
+    other = Believer()
+    other.hear(run(7, 9), tips=[9])
+    assert sorted(slots(other.hear(run(2, 6, 9)))) == [2, 3, 4, 5, 6], "cut in another way"
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_in_any_order_cut_in_any_way_among_forgeries(seed):
+    draw = random.Random(seed)
+    genuine = []
+    for _ in range(3):  # the stream, and repairs cut otherwise
+        first = 1
+        while first <= 60:
+            last = min(60, first + draw.randrange(1, 9))
+            genuine.append(run(first, last, 60))
+            first = last + 1
+    forged = []
+    for _ in range(draw.randrange(60)):
+        first = draw.randrange(1, 70)
+        values = tuple(draw.randbytes(4) for _ in range(draw.randrange(1, 9)))
+        before = draw.choice([CHAINS[first - 1], draw.randbytes(32)])
+        forged.append(run(first, 100, 100, chain_before=before, values=values))
+    everything = genuine + forged
+    draw.shuffle(everything)
+    one, found = Believer(), {}
+    while everything:
+        batch = [everything.pop() for _ in range(min(len(everything), draw.randrange(1, 9)))]
+        tips = [draw.randrange(1, 61)] if draw.random() < 0.3 else []
+        found |= slots(one.hear(*batch, tips=tips))
+    found |= slots(one.hear(tips=[60]))
+    assert found == dict(enumerate(VALUES[:60], 1))
+
+
+def test_a_forged_tip_proves_nothing():
+    one = Believer()
+    evil = b"e" * 32
+    said = StreamTip(NO_BALLOT, True, 9, evil, DIGEST, 1, b"9 signed it, really")
+    assert not one.proof.tip(said)
+    assert not one.proof.tip(replace(tip(9), signer=2))
+    assert one.counted == {"dropped_signature": 2}
+
+
+@pytest.mark.parametrize("voter", [1, 2])
+def test_tips_that_contradict_are_evidence(voter):
+    one = Believer()
+    evil = b"e" * 32
+    assert one.proof.tip(tip(9))
+    assert one.proof.tip(tip(9, 3)), "another voter's of the same chain is none"
+    with pytest.raises(ContradictionError, match="slot 9") as caught:
+        one.proof.tip(tip(9, voter, evil))
+    assert {each.chain for each in caught.value.tips} == {CHAINS[9], evil}
+    assert all(each.signature == signature(each.voter, 9, each.chain) for each in caught.value.tips)
+
+
+def test_a_tip_once_verified_is_not_verified_again():
+    one = Believer()
+    for _ in range(10):
+        assert one.proof.tip(tip(9))
+    assert one.verified == 1
+
+
+def test_what_waits_is_bounded_in_slots_and_bytes(monkeypatch):
+    monkeypatch.setattr(proof, "PENDING_SLOTS_MAX", 50)
+    monkeypatch.setattr(proof, "PENDING_BYTES_MAX", 10_000)
+    one = Believer()
+    for number in range(100):
+        one.hear(run(5, 100, 100, values=(b"%d" % number,) * 10))
+    assert one.proof._slots <= 50 and one.counted["dropped_unproven"] == 95
+    one.hear(run(5, 100, 100, values=(bytes(9_000),)))
+    one.hear(run(6, 100, 100, values=(bytes(9_000),)))
+    assert one.proof._bytes <= 10_000
+    assert sorted(slots(one.hear(run(1, 5), tips=[5]))) == [1, 2, 3, 4, 5]
+
+
+def test_memory_of_tips_and_anchors_is_bounded(monkeypatch):
+    monkeypatch.setattr(proof, "TIPS_MAX", 5)
+    monkeypatch.setattr(proof, "ANCHORS_MAX", 7)
+    one = Believer()
+    for slot in range(1, 101):
+        one.hear(run(slot, slot), tips=[slot])
+    assert len(one.proof._tips) <= 5 and len(one.proof._anchors) <= 7
+
+
+def test_what_was_delivered_needs_no_proof():
+    one = Believer()
+    one.hear(run(1, 5), run(6, 9))
+    one.proof.done(5)
+    assert one.hear(run(2, 4)) == []
+    assert one.counted == {"duplicate": 1}
+    assert sorted(slots(one.hear(tips=[9]))) == [6, 7, 8, 9]
