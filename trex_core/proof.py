@@ -78,6 +78,8 @@ class Proof:
         """Slot -> the chain there, proven."""
         self._tips: dict[int, SignedTip] = {}
         self._waiting: dict[tuple[int, bytes, bytes], _Waiting] = {}
+        self._covering: dict[int, dict[tuple[int, bytes, bytes], None]] = {}
+        """Slot -> the runs that wait and have it."""
         self._slots = self._bytes = 0
         self._done = 0
 
@@ -125,11 +127,12 @@ class Proof:
             chain = self._anchors.get(slot)
             if chain is None:
                 continue
-            for key, waiting in list(self._waiting.items()):
+            for key in list(self._covering.get(slot, ())):
+                waiting = self._waiting.get(key)
+                if waiting is None:
+                    continue  # it made room for the rest of another
                 run = waiting.run
                 place = slot - run.first
-                if not 0 <= place < len(run.values):
-                    continue
                 self._drop(key)
                 if waiting.chains[place] != chain:
                     self._count("dropped_forged")
@@ -139,7 +142,7 @@ class Proof:
                     rest = replace(
                         run, first=slot + 1, chain_before=chain, values=run.values[place + 1 :]
                     )
-                    self._wait(waiting.sender, rest)
+                    self._wait(waiting.sender, rest, waiting.chains[place + 1 :])
                 if self._anchor(run.first - 1, run.chain_before):
                     work.append(run.first - 1)
         out.sort(key=lambda each: each[1].first)
@@ -171,17 +174,19 @@ class Proof:
         self._anchors[slot] = chain
         return True
 
-    def _wait(self, sender: int, run: StreamRun) -> None:
+    def _wait(self, sender: int, run: StreamRun, chains: tuple[bytes, ...] = ()) -> None:
         if run.first + len(run.values) - 1 <= self._done:
             self._count("duplicate")
             return
-        chains = chain_run(run.chain_before, run.first, run.values)
+        chains = chains or chain_run(run.chain_before, run.first, run.values)
         key = (run.first, run.chain_before, chains[-1])
         if key in self._waiting:
             self._count("duplicate")
             return
         waiting = _Waiting(sender, run, chains)
         self._waiting[key] = waiting
+        for slot in range(run.first, waiting.last + 1):
+            self._covering.setdefault(slot, {})[key] = None
         self._slots += len(run.values)
         self._bytes += waiting.bytes
         while self._slots > PENDING_SLOTS_MAX or self._bytes > PENDING_BYTES_MAX:
@@ -190,5 +195,10 @@ class Proof:
 
     def _drop(self, key: tuple[int, bytes, bytes]) -> None:
         waiting = self._waiting.pop(key)
+        for slot in range(waiting.run.first, waiting.last + 1):
+            covering = self._covering[slot]
+            del covering[key]
+            if not covering:
+                del self._covering[slot]
         self._slots -= len(waiting.run.values)
         self._bytes -= waiting.bytes
