@@ -36,7 +36,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -285,13 +285,13 @@ class Queries:
     """Runs users' queries: each in a thread and on a connection of its own, never in the way of
     the writer, whose thread and connection are others.
 
-    ``connect`` gives a fresh cursor of the store; ``tip`` the newest slot known to be fixed, from
+    ``connect`` lends a fresh cursor of the store; ``tip`` the newest slot known to be fixed, from
     which the lag is told. At most ``queries_max`` run at once.
     """
 
     def __init__(
         self,
-        connect: Callable[[], duckdb.DuckDBPyConnection],
+        connect: Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]],
         *,
         tip: Callable[[], int] = lambda: 0,
         queries_max: int = QUERIES_MAX,
@@ -434,17 +434,18 @@ class _Running:
 
     def _run(self) -> None:
         try:
-            connection = self._queries._connect()  # noqa: SLF001 - one room, two classes
-            self._connection = connection
-            try:
-                if self._interrupted.is_set():
-                    raise SqlDeadlineError("interrupted before it began")
-                self.result = self._select(connection)
-            finally:
-                self._finished.set()
-                connection.close()
-        except SqlError as error:
-            self.error = error
+            with self._queries._connect() as connection:  # noqa: SLF001 - one room, two classes
+                self._connection = connection
+                try:
+                    if self._interrupted.is_set():
+                        raise SqlDeadlineError("interrupted before it began")
+                    self.result = self._select(connection)
+                    if self._for_the_store:  # a failed transaction may have shown through
+                        raise SqlDeadlineError("interrupted at its end")
+                finally:
+                    self._finished.set()
+        except (SqlError, MemoryError) as error:
+            self.error = error if isinstance(error, SqlError) else SqlMemoryError(str(error))
             if self._for_the_store:
                 self.error = SqlMemoryError("interrupted: the store needed its memory; try again")
         except Exception as error:  # noqa: BLE001 - whatever it is, it is an answer to one query

@@ -105,6 +105,8 @@ STATEMENT_BYTES_MAX: Final = 4 << 20
 """Rows are cut into statements of about this many bytes of text."""
 LITERAL_CHARS_MAX: Final = 16 << 10
 """Rows up to this many characters go through a prepared statement."""
+LET_GO_S: Final = 2.0
+"""How long opening anew waits for users' connections to be closed, in seconds."""
 MEMORY_ATTEMPTS: Final = 4
 """How often a transaction that ran out of memory is tried, user queries interrupted in between."""
 NOTE_S: Final = 1.0
@@ -516,17 +518,27 @@ class _Edits:
 
 class Store:
     """One open store file. Its methods block and are called by one thread at a time, but for
-    :meth:`connect`, which any thread may call. Errors are :class:`StoreError`."""
+    :meth:`connect`, which any thread may call. Errors are :class:`StoreError`.
 
-    def __init__(self, path: Path, root: duckdb.DuckDBPyConnection) -> None:
+    What DuckDB holds in memory is not believed after a transaction that failed: seen were rows of
+    a failed commit that stayed, and rollbacks that never ended. What is in the file is: so the
+    file is opened anew before the transaction is tried again.
+    """
+
+    def __init__(self, path: Path, attach: Callable[[], duckdb.DuckDBPyConnection]) -> None:
         self.path: Final = path
         self.relieve: Callable[[], None] = lambda: None
         """Called when a transaction lacks memory, before it is tried again: interrupt user
         queries and return when they let go."""
-        self._root = root
-        self._root_lock = threading.Lock()
-        self._writer = self.connect()
-        self._prepared = False
+        self._attach = attach
+        self._root = attach()
+        self._writer = self._cursor()
+        self._gate = threading.Condition()
+        """Guards the next two, and opening."""
+        self._failed = False
+        """A transaction failed and the file was not opened anew since."""
+        self._lent = 0
+        """Connections that users of :meth:`connect` hold."""
         self._slot = 0
         self._chain = b""
         self._history_from_slot = 1
@@ -556,37 +568,17 @@ class Store:
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 if not path.exists():
                     _make(path, cluster_id, name)
-                root = duckdb.connect(
-                    ":memory:",
-                    config={
-                        "threads": threads,
-                        "memory_limit": f"{memory_bytes}B",
-                        "temp_directory": "",
-                        "autoinstall_known_extensions": "false",
-                        "autoload_known_extensions": "false",
-                        "allow_community_extensions": "false",
-                        "allow_persistent_secrets": "false",
-                        "python_enable_replacements": "false",
-                    },
-                )
-                try:
-                    quoted = str(path).replace("'", "''")
-                    root.execute(f"ATTACH '{quoted}' AS store (ROW_GROUP_SIZE {ROW_GROUP_ROWS})")
-                except BaseException:
-                    root.close()
-                    raise
+                store = cls(path, partial(_attached, path, memory_bytes, threads))
             except (duckdb.Error, OSError) as error:
                 raise _not_opened(path, error) from error
             try:
                 with _named(path):
-                    root.execute("SET enable_external_access = false")
-                    root.execute("SET lock_configuration = true")
-                    store = cls(path, root)
                     store._identify(cluster_id, name)
                     store._define()
+                    store._prepare()
                     store._read()
             except BaseException:
-                root.close()
+                store._root.close()
                 raise
         return store
 
@@ -638,7 +630,7 @@ class Store:
         applied = max(batch.applied, slot)
         cursor = (slot, chain, batch.metadata.slot, applied, max(batch.tip, applied))
         statements.append(_Statement(_MOVE_CURSOR, cursor))
-        self._commit(statements)
+        self._commit(statements, slot)
         self._slot, self._chain, self._ring, self._session_names = slot, chain, ring, names
 
     def reset(
@@ -672,22 +664,36 @@ class Store:
                 _Statement(_MOVE_CURSOR, (slot, chain, metadata.slot, slot, max(tip, slot))),
             ),
         )
-        self._commit(list(statements))
+        self._commit(list(statements), slot)
         self._slot, self._chain, self._ring = slot, chain, ring
         self._session_names = frozenset(sessions.open)
         self._history_from_slot = slot + 1
 
-    def connect(self) -> duckdb.DuckDBPyConnection:
-        """A connection for one user query; the caller closes it. Any thread may call this."""
-        with self._root_lock:
-            connection = self._root.cursor()
-        connection.execute("USE store")
-        return connection
+    @contextmanager
+    def connect(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A connection for one user query, closed at the end. Any thread may call this.
+
+        Raises ``MemoryError`` while the store recovers from a lack of memory: try again.
+        """
+        with self._gate:
+            if self._failed:
+                raise MemoryError("the store needs its memory itself; try again")
+            connection = self._cursor()
+            self._lent += 1
+        try:
+            yield connection
+        finally:
+            connection.close()
+            with self._gate:
+                self._lent -= 1
+                self._gate.notify_all()
 
     def close(self) -> None:
         """Close the file. No query may be running (``sql.Queries.close`` first)."""
-        with self._root_lock, suppress(duckdb.Error):
-            self._writer.close()
+        with self._gate, suppress(duckdb.Error):
+            if not self._failed:
+                self._writer.execute("CHECKPOINT")
+        with self._gate, suppress(duckdb.Error):
             self._root.close()
         _in_use.discard(self.path)
 
@@ -726,11 +732,13 @@ class Store:
         self._writer.commit()
 
     def _prepare(self) -> None:
-        self._writer.close()  # or is closed: a transaction failed
-        self._writer = self.connect()
         for table in (*_STATE_TABLES, *_LOG_TABLES):
             self._writer.execute(table.prepare)
-        self._prepared = True
+
+    def _cursor(self) -> duckdb.DuckDBPyConnection:
+        cursor = self._root.cursor()
+        cursor.execute("USE store")
+        return cursor
 
     def _read(self) -> None:
         """Read the state back."""
@@ -811,11 +819,22 @@ class Store:
             *_inserts(_SESSIONS, (_session_json((name, opened[name])) for name in present)),
         ]
 
-    def _commit(self, statements: Sequence[_Statement]) -> None:
-        """Run ``statements`` in one transaction, again after a lack of memory."""
+    def _commit(self, statements: Sequence[_Statement], slot: int) -> None:
+        """Run ``statements``, which store up to ``slot``, in one transaction; again after a lack
+        of memory."""
         for attempt in range(1, MEMORY_ATTEMPTS + 1):
             try:
                 with _named(self.path):
+                    if self._failed:
+                        self._open_anew()
+                        [(stored,)] = self._rows("SELECT slot FROM internal.cursor")
+                        if stored != self._slot:
+                            if stored != slot:
+                                raise StoreError(
+                                    f"{self.path} is damaged: it is at slot {stored}, and at "
+                                    f"{self._slot} or {slot} it should be; {_AWAY}"
+                                )
+                            return  # what failed was in the file by then
                     self._transact(statements)
                 return
             except (duckdb.OutOfMemoryException, MemoryError) as error:
@@ -828,18 +847,25 @@ class Store:
 
     def _transact(self, statements: Sequence[_Statement]) -> None:
         try:
-            if not self._prepared:
-                self._prepare()
             self._writer.begin()
             for statement in statements:
                 self._writer.execute(statement.sql, statement.parameters)
             self._writer.commit()
         except BaseException:
-            # Not rolled back but closed: without memory a rollback may fail too, and a connection
-            # left in an aborted transaction would refuse all that follows.
-            self._writer.close()
-            self._prepared = False
+            with self._gate:
+                self._failed = True
             raise
+
+    def _open_anew(self) -> None:
+        """Believe the file, nothing else. Raises ``MemoryError`` if a query does not let go."""
+        with self._gate:
+            if not self._gate.wait_for(lambda: self._lent == 0, LET_GO_S):
+                raise MemoryError("a query does not let go of its memory")
+            self._root.close()
+            self._root = self._attach()
+            self._writer = self._cursor()
+            self._prepare()
+            self._failed = False
 
 
 _in_use: Final[set[Path]] = set()
@@ -857,6 +883,34 @@ def _taken(path: Path) -> Iterator[None]:
     except BaseException:
         _in_use.discard(path)
         raise
+
+
+def _attached(path: Path, memory_bytes: int, threads: int) -> duckdb.DuckDBPyConnection:
+    """A database in memory to which the file is attached, and to which nothing else can be."""
+    root = duckdb.connect(
+        ":memory:",
+        config={
+            "threads": threads,
+            "memory_limit": f"{memory_bytes}B",
+            "temp_directory": "",
+            "autoinstall_known_extensions": "false",
+            "autoload_known_extensions": "false",
+            "allow_community_extensions": "false",
+            "allow_persistent_secrets": "false",
+            "python_enable_replacements": "false",
+        },
+    )
+    try:
+        # Closing after a failed transaction must not write what is in memory to the file.
+        root.execute("PRAGMA disable_checkpoint_on_shutdown")
+        quoted = str(path).replace("'", "''")
+        root.execute(f"ATTACH '{quoted}' AS store (ROW_GROUP_SIZE {ROW_GROUP_ROWS})")
+        root.execute("SET enable_external_access = false")
+        root.execute("SET lock_configuration = true")
+    except BaseException:
+        root.close()
+        raise
+    return root
 
 
 def _make(path: Path, cluster_id: bytes, name: str) -> None:
@@ -937,9 +991,8 @@ def _named(path: Path) -> Iterator[None]:
     except duckdb.OutOfMemoryException:
         raise
     except duckdb.Error as error:
-        # What a commit says when it lacks memory, for a block or for data; and what the next try
-        # of the one writer says while the rollback of the failed one is not done yet.
-        lacks = ("could not allocate", "failed to allocate", "Conflict on tuple deletion")
+        # What a commit says when it lacks memory: for a block, or for data, or to pin a block.
+        lacks = ("could not allocate", "failed to allocate", "failed to pin")
         if any(words in str(error) for words in lacks):
             raise duckdb.OutOfMemoryException(str(error)) from error
         raise StoreError(f"{path}: {_first_line(error)}; if it is damaged, {_AWAY}") from error

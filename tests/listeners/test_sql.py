@@ -258,11 +258,13 @@ store.write(feed.batch(feed.start()))
 contain_memory(512 << 20)
 for sql in ("SELECT repeat('x', 4_000_000_000)", "SELECT len(range(1_000_000_000))"):
     try:
-        run_select(store.connect(), sql)
+        with store.connect() as connection:
+            run_select(connection, sql)
     except SqlMemoryError as error:
         print("refused", flush=True)
 store.write(feed.batch([feed.noop()]))
-print(run_select(store.connect(), "SELECT stored FROM listener").rows)
+with store.connect() as connection:
+    print(run_select(connection, "SELECT stored FROM listener").rows)
 """
 
 

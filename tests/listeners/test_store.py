@@ -245,6 +245,9 @@ def test_a_failed_transaction_leaves_all_as_it_was(path, monkeypatch):
         )
         with pytest.raises(StoreError, match="missing"):
             store.write(batch)
+    with pytest.raises(MemoryError, match="try again"):
+        rows(store, "SELECT 1")
+    store = reopened(store)
     assert rows(store, "SELECT stored FROM listener") == [(2,)]
     for table in ("members", "config", "history"):
         assert rows(store, f"SELECT count(*) FROM {table}") == [(0,)]
@@ -280,6 +283,53 @@ def test_a_transaction_that_lacks_memory_is_tried_again_after_relief(path, monke
     with pytest.raises(StoreError, match="no memory for a transaction, 4 times"):
         store.write(feed.batch([feed.noop()]))
     assert store.slot == 3
+
+
+def test_a_commit_that_failed_but_is_in_the_file_is_not_written_twice(path, monkeypatch):
+    feed, store = Feed(), open_store(path)
+    inner = store._transact
+    failures = [duckdb.OutOfMemoryException("after the commit")]
+
+    def transact(statements):
+        inner(statements)
+        if failures:
+            store._failed = True
+            raise failures.pop()
+
+    monkeypatch.setattr(store, "_transact", transact)
+    store.write(feed.batch(feed.start()))
+    assert store.slot == 2
+    assert rows(store, "SELECT slot FROM commits ORDER BY slot") == [(1,), (2,)]
+    store.write(feed.batch([feed.noop()]))
+    assert_holds(store, feed)
+
+
+def test_what_a_failed_transaction_left_in_memory_is_not_believed(path, monkeypatch):
+    """Seen with DuckDB 2.0: rows of a commit that lacked memory stayed, and the retry doubled
+    them."""
+    feed, store = Feed(), open_store(path)
+    store.write(feed.batch(feed.start()))
+    root, inner = store._root, store._transact
+    failures = [duckdb.OutOfMemoryException("and no rollback")]
+
+    def transact(statements):
+        if failures:
+            store._failed = True
+            raise failures.pop()
+        inner(statements)
+
+    batch = feed.batch([feed.noop()])
+    with store.connect() as held:
+        monkeypatch.setattr(store, "_transact", transact)
+        monkeypatch.setattr(listeners.store, "LET_GO_S", 0.01)
+        monkeypatch.setattr(listeners.store, "MEMORY_ATTEMPTS", 2)
+        with pytest.raises(StoreError, match="no memory for a transaction, 2 times"):
+            store.write(batch)  # while somebody holds on to what is not true
+        assert store._root is root
+        held.execute("SELECT 1")
+    store.write(batch)
+    assert store._root is not root
+    assert_holds(store, feed)
 
 
 def test_what_does_not_fit_the_memory_limit_fails_clearly_and_changes_nothing(path):
