@@ -86,7 +86,7 @@ def test_watch_prints_each_change_as_it_is_fixed(cluster):
 
 
 def test_a_kept_lease_holds_its_member_until_its_holder_is_killed(cluster):
-    arguments = ("dashboard.cli", "lease", "grant", "2", "--keep", "--json")
+    arguments = ("dashboard.cli", "lease", "grant", "5", "--keep", "--json")
     keeping = cluster.start("keeper", *arguments)
     lease = int(keeping.wait_for_line(r'"lease":(\d+)', START_S)[1])
 
@@ -108,7 +108,7 @@ def test_a_kept_lease_holds_its_member_until_its_holder_is_killed(cluster):
                 raise AssertionError("the listener ended")
 
             await client.join("kept", lease=lease)
-            unkept = await client.grant(2000)
+            unkept = await client.grant(5000)
             await client.join("unkept", lease=unkept.slot)
             assert await gone() == "unkept", "granted later, renewed by nobody"
             assert await client.member("kept") is not None

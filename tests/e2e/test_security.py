@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -115,6 +116,7 @@ def test_credentials_that_cannot_be_used_are_one_clear_line(three, harm, says):
     assert says in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert secret not in done.stdout + done.stderr
+    shutil.rmtree(place)
 
 
 def test_an_expired_certificate_is_a_clear_error(three, monkeypatch):
