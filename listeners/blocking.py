@@ -2,7 +2,8 @@
 
 This module alone crosses from threads into the listener's event loop.  The loop runs in a daemon
 thread of its own, the state is read without crossing (it is immutable), and everything that waits
-takes a deadline.  Nothing keeps the program open: when the main thread ends, so does the listener.
+takes a deadline.  Nothing keeps the program open: when the main thread ends, the listener is
+closed, and the program ends.
 """
 
 from __future__ import annotations
@@ -96,8 +97,10 @@ class BlockingListener:
                 )
             )
             self._closing: Final = _Closing(stack.pop_all())
-        # Worker threads of the loop are no daemons: without this they would outlive the program.
-        threading.Thread(target=self._closing.at_end, name="trex-listener-end", daemon=True).start()
+        # When the main thread has ended, the interpreter waits for this one and only then for
+        # nobody: were it a daemon, the loop's thread could be torn down inside native code, which
+        # aborts the process.
+        threading.Thread(target=self._closing.at_end, name="trex-listener-end").start()
 
     def __enter__(self) -> Self:
         return self
