@@ -1,9 +1,9 @@
 """How soon a write is in the memory of listeners: fan-out latency, as JSON lines.
 
 Five voters, ``--listeners`` listeners without stores in this process, one client that writes at a
-paced rate. Printed are, in milliseconds, p50 and p99 from the start of a write to its acknowledgment
-and to its being applied at each listener, and the ratio of the two medians: what a follower waits
-for beyond what the writer waits for.
+paced rate. Printed are, in milliseconds, p50 and p99 from the start of a write to its
+acknowledgment and to its being applied at each listener, and the ratio of the two medians: what a
+follower waits for beyond what the writer waits for.
 
     python benchmarks/fanout.py [--listeners 2] [--commits 1500] [--rate 300] [--bytes 256]
 """

@@ -1120,9 +1120,11 @@ async def _watch(
     as_json: bool,
 ) -> None:
     from listeners.changes import Lagged, Reset, SlotChanges
-    from listeners.listener import open_listener
+    from listeners.listener import ListenerOptions, open_listener
 
-    async with open_listener(cluster, credentials, name=f"trex-watch-{os.getpid()}") as listener:
+    options = ListenerOptions(helps=False)
+    name = f"trex-watch-{os.getpid()}"
+    async with open_listener(cluster, credentials, name=name, options=options) as listener:
         await listener.wait_ready(deadline_s)
         typer.echo(f"following {cluster.name} from slot {listener.applied}", err=True)
         shown = 0

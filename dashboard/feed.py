@@ -54,6 +54,7 @@ from dashboard.view import (
     Tipped,
     Trouble,
 )
+from listeners.catchup import CatchupAnswer
 from listeners.changes import Lagged, Progress, Reset, SlotChanges, Subscription
 from listeners.listener import (
     STORE_FILE,
@@ -62,7 +63,8 @@ from listeners.listener import (
     ListenerStoppedError,
     open_listener,
 )
-from listeners.source import CatchupAnswer, Heard, Keep
+from listeners.relay import Revoked
+from listeners.source import Heard, Keep
 from listeners.sql import SqlError
 from listeners.store import Store, StoreError, describe_value
 from trex_core.cluster import ClusterConfig, ConfigError
@@ -70,6 +72,7 @@ from trex_core.learner import LearnerConfig
 from trex_core.messages import (
     CHAIN_BYTES,
     NO_BALLOT,
+    VOTER_ID_MAX,
     Ballot,
     ListenerReport,
     RepairRequest,
@@ -535,7 +538,13 @@ async def open_feed(
     inbox.add(_opened(clock.start_ms, cluster, "live"))
     tap = None if record is None else _Tap(inbox, clock)
     opened = open_listener(
-        cluster, credentials, name=name, directory=directory, keep=keep, observer=tap or inbox
+        cluster,
+        credentials,
+        name=name,
+        directory=directory,
+        keep=keep,
+        observer=tap or inbox,
+        options=ListenerOptions(helps=False),
     )
     async with _following(opened, inbox) as (listener, tasks):
         recorder: Recorder | None = None
@@ -607,6 +616,8 @@ class _Tape:
 
     voter = 1
     """Any voter of the cluster."""
+    instance = VOTER_ID_MAX + 1
+    helps = ""
 
     def withdraw(self) -> None:
         """The snapshot is installed."""
@@ -620,10 +631,13 @@ class _Tape:
         del counters
         return self
 
-    def archives(self, counters: Counter[str]) -> _Tape:
+    def archives(self, counters: Counter[str], revoked: Revoked) -> _Tape:
         """Itself."""
-        del counters
+        del counters, revoked
         return self
+
+    async def help(self, revoked: Revoked) -> None:
+        """Nobody is there to be helped."""
 
     async def wait(self, until_s: float | None) -> None:
         """Wait until something is put, or woken, or ``until_s``."""
@@ -660,6 +674,9 @@ class _Tape:
     def done(self, slot: int) -> None:
         """A recording holds only what was proven."""
 
+    def delivered(self, run: FixedRun) -> None:
+        """Nobody is there to be helped."""
+
     def request(self, wanted: RepairRequest) -> None:
         """Nobody is there to ask: what was repaired is in the recording."""
 
@@ -671,9 +688,9 @@ class _Tape:
         self.closed = True
         self._idle.set()
 
-    async def entries(self, voter: int, first: int) -> CatchupAnswer:
+    async def entries(self, helper: int, first: int) -> CatchupAnswer:
         """Entries come of themselves; a snapshot, once it was recorded."""
-        del voter
+        del helper
         while self._offer is None or self._offer[0].slot < first:
             await self._offered.wait()
         return self._offer[0]

@@ -33,14 +33,14 @@ import msgspec
 
 from dashboard.doctor import Evidence, Here, Place, Reply
 from dashboard.view import Clock, Opened, Reported, Tipped, View, reduce
+from listeners.catchup import CatchupClient, CatchupError
 from listeners.credentials import Credentials
 from listeners.source import (
     RECEIVE_BUFFER_BYTES,
-    CatchupClient,
-    CatchupError,
     Source,
     drop_from_environment,
 )
+from listeners.trust import Trust
 from trex_core.cluster import ClusterConfig, ConfigError, VoterEntry
 from trex_core.messages import ListenerReport, RepairRequest, StreamMessage, StreamRun, StreamTip
 from voters.config import voter_paths
@@ -168,7 +168,9 @@ async def _ask_archive(
     cluster: ClusterConfig, credentials: Credentials, voter: int, first: int
 ) -> str:
     """Ask a voter's archive for what it cannot have yet; why it did not answer, "" if it did."""
-    client = CatchupClient(cluster, credentials, NAME, Counter(), None)
+    counters: Counter[str] = Counter()
+    trust = Trust(cluster, credentials, counters)
+    client = CatchupClient(cluster, credentials, NAME, counters, None, trust)
     try:
         with anyio.fail_after(STATUS_S):
             await client.entries(voter, first)

@@ -39,6 +39,7 @@ import anyio.to_thread
 import immutables
 import msgspec
 
+from listeners.catchup import CatchupError
 from listeners.changes import (
     CHANGES_BYTES_MAX,
     CHANGES_KEPT_MAX,
@@ -50,18 +51,19 @@ from listeners.changes import (
 )
 from listeners.credentials import Credentials
 from listeners.source import (
-    CatchupError,
     Keep,
     Network,
     Sockets,
     drop_from_environment,
 )
+from trex_core.access import REVOKED_KEY, revoked_serials
 from trex_core.cluster import ClusterConfig, ConfigError
 from trex_core.learner import (
     CatchupFailed,
     CatchUpFrom,
     CatchupIn,
     Clock,
+    HelperHeard,
     Installed,
     LearnerConfig,
     LearnerEvent,
@@ -168,11 +170,13 @@ class Observer(Protocol):
 class ListenerOptions(msgspec.Struct, frozen=True):
     """What an embedding program may tune. ``changes_kept_max`` and ``changes_bytes_max`` bound what
     is kept for subscribers that are behind; ``learner`` replaces the learner's configuration (its
-    name and voters are filled in)."""
+    name and voters are filled in). With ``helps`` it serves repairs and catch-up to other listeners
+    from what it holds in memory, on a TCP port of its own of the stream's interface."""
 
     changes_kept_max: int = CHANGES_KEPT_MAX
     changes_bytes_max: int = CHANGES_BYTES_MAX
     learner: LearnerConfig = LearnerConfig("", ())
+    helps: bool = True
 
 
 DEFAULT_OPTIONS: Final = ListenerOptions()
@@ -196,7 +200,6 @@ class ListenerStatus(msgspec.Struct, frozen=True):
 class _Jump(msgspec.Struct, frozen=True):
     """A snapshot downloaded, verified and decoded by the catch-up task."""
 
-    voter: int
     slot: int
     chain: bytes
     genesis: Genesis
@@ -335,7 +338,6 @@ class Listener:
         self._wanted: CatchUpFrom | None = None
         self._wanted_event = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._instance = random.SystemRandom().getrandbits(63)
         self._started_ms = self._now_ms()
         self._lateness = _Lateness()
         self._roster = Roster()
@@ -343,8 +345,9 @@ class Listener:
         self._reported = False
         """Whether anybody was ever told of this one."""
         self._draw = random.Random(seed).random  # noqa: S311 - spreads reports, hides nothing
+        self._network = network
         self._source = network.stream(self.counters)
-        self._archives = network.archives(self.counters)
+        self._archives = network.archives(self.counters, self._revoked)
 
     # --- what it shows ----------------------------------------------------------------------
 
@@ -578,11 +581,7 @@ class Listener:
                 wake_ms = min(wake_ms, self._wake_ms)
             # Half a millisecond more, so that the clock truly shows the millisecond asked for.
             await source.wait((wake_ms + 0.5) / 1000)
-            try:
-                self._turn()
-            except ContradictionError as error:
-                await anyio.to_thread.run_sync(keep_evidence, self.directory, error)
-                raise
+            self._turn()
             if self._keeper is not None:
                 await self._keep(self._keeper)
 
@@ -653,6 +652,7 @@ class Listener:
                 _say(logging.WARNING, "listener.chain.mismatch", slot=self._learned.slot)
         for run in effects.deliver:
             self._apply(run)
+            self._source.delivered(run)
         for request in effects.requests:
             self._source.request(request)
         for wanted in effects.catchup:
@@ -742,8 +742,21 @@ class Listener:
         self.counters["reports_heard"] += 1
         if not self._roster.heard(report, self._now_ms()):
             self.counters["reports_ignored"] += 1
+        if report.helps:
+            able = report.ready and not report.behind_ms and not report.leaving
+            self._learn(HelperHeard(report.instance, able, self._now_ms()))
         if self._observer is not None:
             self._observer.reported(report)
+
+    def _revoked(self) -> frozenset[str]:
+        """The serials of certificates that are no longer good, as of what is applied."""
+        entry = self._state.config.get(REVOKED_KEY)
+        if entry is None:
+            return frozenset()
+        try:
+            return revoked_serials(entry.value)
+        except ConfigError:
+            return frozenset()  # voters say so in their logs
 
     def _report_if_due(self, now_ms: int) -> None:
         if self._reporter.due(now_ms, self._listeners_known(now_ms), self._draw()):
@@ -756,7 +769,7 @@ class Listener:
         self._source.report(
             ListenerReport(
                 name=self.name,
-                instance=self._instance,
+                instance=self._source.instance,
                 applied=self.applied,
                 stored=-1 if stored is None else stored,
                 tip=self.tip,
@@ -769,6 +782,7 @@ class Listener:
                 uptime_s=(now_ms - self._started_ms) // 1000,
                 version=_version(),
                 leaving=leaving,
+                helps=self._source.helps,
             )
         )
         self._reported = True
@@ -783,41 +797,43 @@ class Listener:
             wanted, self._wanted = self._wanted, None
             assert wanted is not None
             try:
-                event = await self._converse(wanted.voter, wanted.first)
+                event = await self._converse(wanted.helper, wanted.first)
             except (CatchupError, SnapshotError) as error:
                 self.counters["catchup_failed"] += 1
                 _say(
                     logging.INFO,
                     "listener.catchup.failed",
-                    voter=wanted.voter,
+                    helper=wanted.helper,
                     first=wanted.first,
                     reason=str(error),
                 )
-                event = CatchupFailed(wanted.voter, self._now_ms())
+                event = CatchupFailed(wanted.helper, self._now_ms())
             self._arrived.append(event)
             self._source.wake()
 
-    async def _converse(self, voter: int, first: int) -> LearnerEvent | _Jump:
-        answer = await self._archives.entries(voter, first)
+    async def _help(self) -> None:
+        """Serve other listeners."""
+        await self._network.help(self._revoked)
+
+    async def _converse(self, helper: int, first: int) -> LearnerEvent | _Jump:
+        answer = await self._archives.entries(helper, first)
         match answer:
             case CatchupEntries() | AskOther():
                 if isinstance(answer, CatchupEntries) and self._first_tip is None:
-                    self._first_tip = answer.tip_slot
-                return CatchupIn(voter, answer, self._now_ms())
+                    self._first_tip = answer.tip.slot
+                return CatchupIn(helper, answer, self._now_ms())
             case SnapshotOffer():
                 _say(
                     logging.INFO,
                     "listener.snapshot.offered",
-                    voter=voter,
+                    helper=helper,
                     slot=answer.slot,
                     size_bytes=answer.size_bytes,
                 )
                 ids = self._cluster.voter_ids
-                at = ids.index(voter)
+                at = ids.index(helper) if helper in ids else 0
                 data = await self._archives.snapshot(answer, (*ids[at:], *ids[:at]))
-                return await anyio.to_thread.run_sync(
-                    _decode_jump, voter, answer, data, self._state
-                )
+                return await anyio.to_thread.run_sync(_decode_jump, answer, data, self._state)
 
     # --- its life ---------------------------------------------------------------------------
 
@@ -835,17 +851,21 @@ class Listener:
                 with scope:
                     await work()
             except Exception as error:  # noqa: BLE001 - raised below, where the block ends
+                if isinstance(error, ContradictionError):
+                    with anyio.CancelScope(shield=True):
+                        await anyio.to_thread.run_sync(keep_evidence, self.directory, error)
                 failure = failure or error
                 self._end(failure)
                 tasks.cancel_scope.cancel()
 
-        keeper, scopes = self._keeper, (anyio.CancelScope(), anyio.CancelScope())
+        keeper, scopes = self._keeper, tuple(anyio.CancelScope() for _ in range(3))
         try:
             async with anyio.create_task_group() as tasks:
                 if keeper is not None:
                     tasks.start_soon(guarded, keeper.writer.run, anyio.CancelScope())
                 tasks.start_soon(guarded, self._own, scopes[0])
                 tasks.start_soon(guarded, self._catch_up, scopes[1])
+                tasks.start_soon(guarded, self._help, scopes[2])
                 try:
                     yield
                 except Exception as error:  # noqa: BLE001 - raised below, not in a group
@@ -916,7 +936,7 @@ async def open_listener(
         if credentials is None:
             raise ConfigError("a listener needs credentials: `trex cert issue --role listener`")
         held = Credentials(credentials, cluster.cluster_id_bytes)
-        network = Sockets(cluster, held, name, directory, keep)
+        network = Sockets(cluster, held, name, directory, keep, helps=options.helps)
     if seed is None:
         seed = random.SystemRandom().getrandbits(63)
     store: Store | None = None
@@ -965,7 +985,7 @@ def keep_evidence(directory: Path | None, error: ContradictionError) -> None:
         }
         for tip in error.tips
     ]
-    _log.error("listener.contradiction", extra={"trex_fields": {"tips": tips}})
+    _log.error("listener.contradiction", extra={"trex_fields": {"why": str(error), "tips": tips}})
     if directory is None:
         return
     with (directory / EVIDENCE_FILE).open("wb") as file:
@@ -993,7 +1013,7 @@ def _genesis_of(value: Value) -> Genesis | None:
         return None
 
 
-def _decode_jump(voter: int, offer: SnapshotOffer, data: bytes, base: MetadataState) -> _Jump:
+def _decode_jump(offer: SnapshotOffer, data: bytes, base: MetadataState) -> _Jump:
     """Decode a snapshot, in a thread. Raises :class:`SnapshotError`."""
     snapshot = decode_snapshot(data)
     if (snapshot.slot, snapshot.chain) != (offer.slot, offer.chain):
@@ -1003,7 +1023,6 @@ def _decode_jump(voter: int, offer: SnapshotOffer, data: bytes, base: MetadataSt
     except (ValueError, msgspec.MsgspecError) as error:
         raise SnapshotError(f"the metadata in it cannot be decoded: {error}") from error
     return _Jump(
-        voter,
         snapshot.slot,
         snapshot.chain,
         snapshot.genesis,

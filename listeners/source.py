@@ -1,8 +1,8 @@
-"""Where a listener's bytes come from: the multicast group, and the voters' archives over TCP.
+"""Where a listener's bytes come from: this module alone joins the multicast group.
 
-This module alone touches the listener's sockets.  It joins the group, drains datagrams, decodes
-them totally (what is not for us is counted by reason and dropped), multicasts repair requests and
-reports, and holds the catch-up conversation.  It knows no order and no state: those are
+It drains datagrams, decodes them totally (what is not for us is counted by reason and dropped),
+multicasts repair requests, reports, and the repairs that others ask of this listener.  TCP is
+``catchup``'s and ``relay``'s, what to believe ``trust``'s; order and state are
 ``trex_core.learner``'s and ``listener``'s.
 
 A listener needs no more of it than :class:`Network` says: :class:`Sockets` is the real one, and a
@@ -16,65 +16,49 @@ recording can be played to a listener by another.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import os
 import random
 import secrets
 import socket
 import struct
-import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import IO, Final, Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
-import anyio
-import anyio.abc
-import anyio.to_thread
-import msgspec
-from anyio.streams.tls import TLSAttribute, TLSStream
-
-from listeners.credentials import Credentials, other_end, tls_trouble
-from trex_core.access import why_not_voter
+from listeners.catchup import CatchupAnswer, CatchupClient, values_good
+from listeners.credentials import Credentials
+from listeners.relay import Relay, Revoked
+from listeners.trust import Trust
 from trex_core.cluster import ClusterConfig, ConfigError
 from trex_core.messages import (
     CHAIN_BYTES,
     DATAGRAM_BYTES_MAX,
     LISTENER_REPORT_TAG,
+    VOTER_ID_MAX,
     WORDS_BYTES,
-    AskOther,
-    Ballot,
-    CatchupEntries,
-    CatchupMessage,
-    CatchupRequest,
     ListenerReport,
     RepairRequest,
-    SnapshotChunk,
     SnapshotOffer,
-    SnapshotRequest,
     StreamMessage,
     StreamRun,
     StreamTip,
-    decode_value,
     message_tag,
 )
-from trex_core.proof import Proof
-from trex_core.roster import REPORTS_PER_S_MAX, sane
-from trex_core.seal import SIGNATURE_BYTES, STREAM_SALT_BYTES, Sealer, StreamOpener, Verifier
+from trex_core.proof import tip_of
+from trex_core.roster import REPORTS_PER_S_MAX, helper_address, sane
+from trex_core.seal import STREAM_SALT_BYTES, Sealer, StreamOpener
+from trex_core.shelf import Piece
+from trex_core.state import FixedRun
 from trex_core.wire import (
     Channel,
-    Frame,
-    FrameBuffer,
     FrameError,
     Identity,
     Reassembler,
-    decode_catchup,
     decode_stream,
     encode_body,
-    frame,
 )
 
 RECEIVE_BUFFER_BYTES: Final = 8 << 20
@@ -83,16 +67,12 @@ TURN_DATAGRAMS_MAX: Final = 128
 """Most datagrams taken from one socket per turn of the loop, so that the loop stays fair."""
 INBOX_DATAGRAMS_MAX: Final = 512
 """Most datagrams held undecoded; above it they wait in the kernel's buffer."""
-CONNECT_DEADLINE_S: Final = 2.0
-"""Longest wait for a TCP connection to an archive, in seconds."""
-ANSWER_DEADLINE_S: Final = 5.0
-"""Longest wait for the whole answer to one catch-up request, in seconds."""
-SNAPSHOT_BYTES_MAX: Final = 1 << 32
-"""Largest snapshot a listener downloads, in bytes."""
 REPORTS_HEARD_PER_S: Final = 4 * REPORTS_PER_S_MAX
 """Most listeners' reports taken in one second; what a flood brings beyond is dropped unread."""
-FAILURES_PER_S: Final = 200
-"""Most signatures found wrong in a second; further ones are not looked at before the next."""
+ADDRESSES_MAX: Final = 1024
+"""Most listeners whose address is remembered; the one heard last is forgotten last."""
+REPAIR_AGAIN_S: Final = 0.005
+"""What a repair could not say at once for its cap is tried again after so long."""
 TIPS_TRIED_MAX: Final = 8
 """Of the tips in one batch of datagrams so many are looked at, newest first, as long as something
 there is unproven."""
@@ -101,7 +81,6 @@ REFRESH_S: Final = 1.0
 LOG: Final = logging.getLogger("trex.listener")
 DROP_VARIABLE: Final = "TREX_TEST_DROP_PERCENT"
 SEED_VARIABLE: Final = "TREX_TEST_DROP_SEED"
-_READ_BYTES: Final = 1 << 18
 _SO_RCVBUFFORCE: Final = 33
 """Linux: ``SO_RCVBUF`` beyond ``rmem_max`` for a process that may (CAP_NET_ADMIN)."""
 
@@ -111,15 +90,6 @@ Keep: TypeAlias = Callable[[bytes], bool]
 
 class SourceError(OSError):
     """The multicast group cannot be joined; the message says what to check."""
-
-
-class CatchupError(Exception):
-    """One catch-up conversation failed (``reason``); ask another voter."""
-
-    def __init__(self, voter: int, reason: str) -> None:
-        super().__init__(f"voter {voter}: {reason}")
-        self.voter = voter
-        self.reason = reason
 
 
 def drop_from_environment(name: str) -> Keep | None:
@@ -151,13 +121,22 @@ def drop_share(share: float, seed: str) -> Keep:
 
 Heard: TypeAlias = tuple[int, StreamMessage]
 """(voter id of the sender, 0 for a listener's repair request or report; the message)"""
-CatchupAnswer: TypeAlias = CatchupEntries | SnapshotOffer | AskOther
 
 
 class Stream(Protocol):
     """What is multicast, heard and said; used from one task: ``await wait(...)``, then ``take()``
     until it has no more. What it yields is decoded, sane and, of fixed slots and heartbeats, a
     voter's word; requests and reports are anybody's."""
+
+    @property
+    def instance(self) -> int:
+        """By which others know this listener, until it ends; above VOTER_ID_MAX."""
+        ...
+
+    @property
+    def helps(self) -> str:
+        """The ``address:port`` where it serves catch-up to others; "" if it does not."""
+        ...
 
     async def wait(self, until_s: float | None) -> None:
         """Wait until there is something to take, :meth:`wake` was called, or the loop's clock
@@ -176,6 +155,10 @@ class Stream(Protocol):
         """Everything up to ``slot`` was delivered; a hint, to forget what is no longer needed."""
         ...
 
+    def delivered(self, run: FixedRun) -> None:
+        """``run`` was delivered; a hint, to help others with it."""
+        ...
+
     def request(self, wanted: RepairRequest) -> None:
         """Ask the group for a repair. Best effort; never raises."""
         ...
@@ -190,10 +173,12 @@ class Stream(Protocol):
 
 
 class Archives(Protocol):
-    """The voters' archives, asked one thing at a time. Errors are :class:`CatchupError`."""
+    """Whoever serves catch-up, asked one thing at a time. Errors are :class:`CatchupError`; an
+    answer that contradicts what is proven raises ``ContradictionError``."""
 
-    async def entries(self, voter: int, first: int) -> CatchupAnswer:
-        """Ask ``voter`` for fixed entries from slot ``first``."""
+    async def entries(self, helper: int, first: int) -> CatchupAnswer:
+        """Ask ``helper`` (the archive of a voter, or above VOTER_ID_MAX a listener) for fixed
+        entries from slot ``first``."""
         ...
 
     async def snapshot(self, offer: SnapshotOffer, voters: Sequence[int]) -> bytes:
@@ -206,21 +191,26 @@ class Archives(Protocol):
 
 
 class Network(Protocol):
-    """Where a listener's bytes come from. Each method is called once, on the listener's loop;
-    ``counters`` are the listener's, to count in."""
+    """Where a listener's bytes come from. Each method is called once, on the listener's loop, in
+    this order; ``counters`` are the listener's, to count in, ``revoked`` says which certificates
+    are no longer good."""
 
     def stream(self, counters: Counter[str]) -> Stream:
         """Raises :class:`SourceError`."""
         ...
 
-    def archives(self, counters: Counter[str]) -> Archives:
+    def archives(self, counters: Counter[str], revoked: Revoked) -> Archives:
         """The other half."""
+        ...
+
+    async def help(self, revoked: Revoked) -> None:
+        """Serve other listeners until cancelled, or not at all."""
         ...
 
 
 class Sockets:
     """The real network of ``cluster`` for listener ``name``; unfinished downloads lie in
-    ``directory`` (None: where temporary files do)."""
+    ``directory`` (None: where temporary files do). With ``helps`` it serves other listeners."""
 
     def __init__(
         self,
@@ -229,22 +219,43 @@ class Sockets:
         name: str,
         directory: Path | None,
         keep: Keep | None,
+        *,
+        helps: bool,
     ) -> None:
         self._cluster = cluster
         self._credentials = credentials
         self._name = name
         self._directory = directory
         self._keep = keep
+        self._helps = helps
+        self._source: Source | None = None
 
     def stream(self, counters: Counter[str]) -> Source:
         """Joins the group. Raises :class:`SourceError`."""
-        return Source(self._cluster, self._credentials, counters, keep=self._keep)
-
-    def archives(self, counters: Counter[str]) -> CatchupClient:
-        """Connects when asked something."""
-        return CatchupClient(
-            self._cluster, self._credentials, self._name, counters, self._directory
+        self._source = Source(
+            self._cluster, self._credentials, counters, keep=self._keep, helps=self._helps
         )
+        return self._source
+
+    def archives(self, counters: Counter[str], revoked: Revoked) -> CatchupClient:
+        """Connects when asked something."""
+        assert self._source is not None, "stream() comes first"
+        return CatchupClient(
+            self._cluster,
+            self._credentials,
+            self._name,
+            counters,
+            self._directory,
+            self._source.trust,
+            addresses=self._source.addresses,
+            revoked=revoked,
+        )
+
+    async def help(self, revoked: Revoked) -> None:
+        """Serve until cancelled; at once over when this listener does not help."""
+        assert self._source is not None, "stream() comes first"
+        if self._source.relay is not None:
+            await self._source.relay.serve(revoked)
 
 
 # --- multicast ------------------------------------------------------------------------------
@@ -280,15 +291,6 @@ def _group_socket(cluster: ClusterConfig, port: int) -> socket.socket:
     return opened
 
 
-def _values_good(values: tuple[bytes, ...]) -> bool:
-    try:
-        for value in values:
-            decode_value(value)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        return False
-    return True
-
-
 def _sane(message: StreamMessage) -> bool:
     """Whether the numbers and values of a decoded message can be worked with at all."""
     match message:
@@ -298,7 +300,7 @@ def _sane(message: StreamMessage) -> bool:
                 and len(message.values) > 0
                 and len(message.chain_before) == len(message.tip_chain) == CHAIN_BYTES
                 and message.tip_slot >= message.first + len(message.values) - 1
-                and _values_good(message.values)
+                and values_good(message.values)
             )
         case StreamTip():
             return message.tip_slot >= 0 and len(message.tip_chain) == CHAIN_BYTES
@@ -312,8 +314,8 @@ class Source:
     """The listener's two multicast sockets and its wake-up.
 
     Use it from one task of an asyncio loop: ``await wait(...)``, then ``take()``.  ``counters``
-    counts ``datagrams`` (received on the stream), ``dropped_<reason>``, ``repairs_sent`` and
-    ``reports_sent``.
+    counts ``datagrams`` (received on the stream), ``dropped_<reason>``, ``repairs_sent``,
+    ``reports_sent``, and of helping others ``repair.*`` and ``relay_*``.
     """
 
     def __init__(
@@ -323,28 +325,30 @@ class Source:
         counters: Counter[str],
         *,
         keep: Keep | None = None,
+        helps: bool = False,
     ) -> None:
         self.counters = counters
+        self.trust = Trust(cluster, credentials, counters)
+        self.addresses: dict[int, tuple[str, int]] = {}
+        """Where listeners serve catch-up, by instance: what reports say."""
+        self.relay: Relay | None = None
         self._cluster_id = cluster.cluster_id_bytes
         self._voters = frozenset(cluster.voter_ids)
+        self._stream_address = (cluster.stream.group, cluster.stream.port)
         self._repair_address = (cluster.stream.group, cluster.stream.repair_port)
         self._keep = keep
         self._reassembler = Reassembler()
         self._inbox: deque[tuple[bool, bytes]] = deque()
         # The random incarnation marks what we say ourselves, which the group sends back to us.
-        self._identity = Identity(self._cluster_id, incarnation=secrets.randbits(63) + 1)
+        self.instance = VOTER_ID_MAX + 1 + secrets.randbelow((1 << 63) - VOTER_ID_MAX - 1)
+        self._identity = Identity(self._cluster_id, incarnation=self.instance)
         ring = credentials.keys.stream
         if ring is None:
             raise ConfigError(f"{credentials.folder}: keys.toml holds no stream key")
         salt = secrets.token_bytes(STREAM_SALT_BYTES)
         self._sealer = Sealer(Channel.STREAM, self._identity, ring.first, salt)
         self._opener = StreamOpener(self._cluster_id, ring)
-        public = credentials.keys.public
-        self._verifier = Verifier(public, self._cluster_id)
-        self._proof = Proof(self._verify_tip, self._count)
         self._believed: deque[Heard] = deque()
-        self._failures_left = FAILURES_PER_S
-        self._failures_second = 0
         self._credentials = credentials
         self._reports_left = REPORTS_HEARD_PER_S
         self._reports_second = 0
@@ -360,7 +364,19 @@ class Source:
         except SourceError:
             self._stream.close()
             raise
+        self._pump: asyncio.Handle | None = None
+        if helps:
+            try:
+                self.relay = Relay(cluster, credentials, self.trust, counters)
+            except OSError as error:  # following is what matters
+                fields = {"trex_fields": {"why": error.strerror or str(error)}}
+                LOG.warning("listener.relay.unavailable", extra=fields)
         self._resume()
+
+    @property
+    def helps(self) -> str:
+        """The ``address:port`` where it serves catch-up to others; "" if it does not."""
+        return self.relay.address if self.relay is not None else ""
 
     # -- receiving --
 
@@ -381,6 +397,10 @@ class Source:
         """Leave the group and close the sockets. Again: does nothing."""
         self._closed = True
         self._pause()
+        if self._pump is not None:
+            self._pump.cancel()
+        if self.relay is not None:
+            self.relay.close()
         self._stream.close()
         self._repair.close()
 
@@ -468,7 +488,11 @@ class Source:
 
     def done(self, slot: int) -> None:
         """Everything up to ``slot`` was delivered."""
-        self._proof.done(slot)
+        self.trust.proof.done(slot)
+
+    def delivered(self, run: FixedRun) -> None:
+        """``run`` was delivered."""
+        self.trust.delivered(run)
 
     def _take_inbox(self) -> None:
         """Open and decode all that came, and let what is proven by it be taken."""
@@ -495,15 +519,16 @@ class Source:
             else:
                 believed.append(heard)
         if runs or anchors:
-            proven += self._proof.proven(runs, anchors)
+            proven += self.trust.proof.proven(runs, anchors)
         # The newest tip proves all runs before it, up to the first that was lost; the newest
         # before that proves what is before, and so on.
         runs.sort(key=lambda each: each[1].tip_slot, reverse=True)
-        unproven = (run for _, run in runs if self._proof.waits(run))
+        proof = self.trust.proof
+        unproven = (run for _, run in runs if proof.waits(run))
         for run in islice(unproven, TIPS_TRIED_MAX):
-            if self._may_verify() and self._proof.tip(run):
+            if self.trust.may_verify() and proof.tip(tip_of(run)):
                 tip = (run.tip_slot, run.tip_chain)
-                proven += self._proof.proven([], [tip])
+                proven += proof.proven([], [tip])
         proven.sort(key=lambda each: each[1].first)  # a hole is to be seen as it is, not larger
         believed.extend(proven)
         believed.extend(tips)
@@ -511,27 +536,16 @@ class Source:
     def _count(self, name: str) -> None:
         self.counters[name] += 1
 
-    def _verify_tip(
-        self, voter: int, ballot: Ballot, slot: int, chain: bytes, signature: bytes
-    ) -> bool:
-        good = self._verifier.tip(voter, ballot, slot, chain, signature)
-        self._failures_left -= not good
-        return good
-
-    def _may_verify(self) -> bool:
-        """Whether a signature may be looked at: forgeries cost only so much a second."""
-        second = int(self._loop.time())
-        if second != self._failures_second:
-            self._failures_second, self._failures_left = second, FAILURES_PER_S
-        return self._failures_left > 0
-
     def _decode(self, data: bytes, is_repair: bool) -> Heard | None:
         whole = self._opener.open(data)
         if is_repair:
-            if whole.sender == 0 and whole.incarnation == self._identity.incarnation:
+            if whole.sender == 0 and whole.incarnation == self.instance:
                 return None
             if self._report_too_many(whole.body):
                 raise FrameError("report_flood")
+        elif whole.sender == 0:
+            if whole.incarnation == self.instance:
+                return None
         elif whole.sender not in self._voters:
             raise FrameError("sender")
         body = self._reassembler.add(whole)
@@ -541,20 +555,37 @@ class Source:
         from_listener = isinstance(message, RepairRequest | ListenerReport)
         if from_listener is not is_repair or not _sane(message):
             raise FrameError("body")
-        if isinstance(message, StreamTip):
-            self._check_words(whole.sender, message, body)
+        again = isinstance(message, StreamRun) and message.repair
+        if not is_repair and whole.sender == 0 and not again:
+            raise FrameError("sender")  # a listener tells again, and that is all
+        match message:
+            case StreamTip():
+                self._check_words(whole.sender, message, body)
+            case ListenerReport():
+                self._note_address(message)
+            case RepairRequest(responder=responder) if responder == self.instance:
+                self._repair_later(message)
+            case _:
+                pass
         return whole.sender, message
+
+    def _note_address(self, report: ListenerReport) -> None:
+        """Where that listener helps, if it does."""
+        self.addresses.pop(report.instance, None)
+        address = helper_address(report.helps)
+        if address is not None and not report.leaving:
+            self.addresses[report.instance] = address
+            if len(self.addresses) > ADDRESSES_MAX:
+                del self.addresses[next(iter(self.addresses))]
 
     def _check_words(self, sender: int, message: StreamTip, body: bytes) -> None:
         """A heartbeat says much of its voter, all of it signed."""
-        if not self._may_verify():
+        if not self.trust.may_verify():
             raise FrameError("signature_flood")
         said = body[:-WORDS_BYTES]
-        good = message.signer == sender and len(message.words) == SIGNATURE_BYTES
-        if not good or not self._verifier.words(sender, said, message.words):
-            self._failures_left -= 1
+        if message.signer != sender or not self.trust.words(sender, said, message.words):
             raise FrameError("signature")
-        if not self._proof.tip(message):
+        if not self.trust.proof.tip(tip_of(message)):
             raise FrameError("signature")
 
     # -- sending --
@@ -568,214 +599,42 @@ class Source:
         self._say(report, "reports_sent")
 
     def _say(self, message: RepairRequest | ListenerReport, counter: str) -> None:
-        (data,) = self._sealer.datagrams(encode_body(message))
+        self._send(encode_body(message), self._repair_address, counter)
+
+    def _send(self, body: bytes, address: tuple[str, int], counter: str) -> None:
+        (data,) = self._sealer.datagrams(body)
         try:
-            self._stream.sendto(data, self._repair_address)
+            self._stream.sendto(data, address)
             self.counters[counter] += 1
         except OSError:
             self.counters["send_errors"] += 1
 
+    # -- helping others --
 
-# --- catch-up over TCP ----------------------------------------------------------------------
+    def _repair_later(self, wanted: RepairRequest) -> None:
+        """Somebody asks this listener to repair."""
+        if self.relay is None:
+            return
+        self.trust.shelf.request(wanted.first, wanted.last)
+        if self._pump is None:
+            self._pump = self._loop.call_soon(self._repair_now)
 
+    def _repair_now(self) -> None:
+        """Say again what was asked for, as fast as the cap allows."""
+        self._pump = None
+        if self._closed:
+            return
+        shelf = self.trust.shelf
+        shelf.repair(self._loop.time(), self._tell)
+        if shelf.waiting:
+            self._pump = self._loop.call_later(REPAIR_AGAIN_S, self._repair_now)
 
-class _Download:
-    """A snapshot on its way: the bytes so far in an unnamed temporary file, and their digest."""
-
-    def __init__(self, offer: SnapshotOffer, directory: Path | None) -> None:
-        self.offer = offer
-        self.offset = 0
-        self.digest = hashlib.blake2b(digest_size=32)
-        self.file: IO[bytes] = tempfile.TemporaryFile(dir=directory)  # noqa: SIM115 - kept open
-
-    def add(self, data: bytes) -> None:
-        self.file.write(data)
-        self.digest.update(data)
-        self.offset += len(data)
-
-    def read(self) -> bytes:
-        self.file.seek(0)
-        return self.file.read()
-
-
-class CatchupClient:
-    """The TCP conversation with the voters' archives: one request, one answer, one at a time.
-
-    The connection is kept for the next request to the same voter.  Each step has its deadline.
-    ``counters`` counts ``catchup_requests``, ``catchup_bytes`` and ``snapshot_chunks``.
-    """
-
-    def __init__(
-        self,
-        cluster: ClusterConfig,
-        credentials: Credentials,
-        name: str,
-        counters: Counter[str],
-        directory: Path | None,
-    ) -> None:
-        self._cluster = cluster
-        self._credentials = credentials
-        self._name = name
-        self._counters = counters
-        self._directory = directory
-        self._identity = Identity(cluster.cluster_id_bytes)
-        self._stream: TLSStream | None = None
-        self._voter = 0
-        self._buffer = FrameBuffer(cluster.cluster_id_bytes, Channel.CATCHUP)
-        self._download: _Download | None = None
-
-    async def aclose(self) -> None:
-        """Close the connection and forget an unfinished download."""
-        await self._hang_up()
-        self._drop_download()
-
-    async def entries(self, voter: int, first: int) -> CatchupAnswer:
-        """Ask ``voter`` for fixed entries from slot ``first``.
-
-        Raises :class:`CatchupError` when it cannot be reached, is silent beyond the deadline, or
-        answers something else than was asked.
-        """
-        answer = await self._ask(voter, CatchupRequest(self._name, first))
-        match answer:
-            case CatchupEntries():
-                good = (
-                    answer.first == first
-                    and len(answer.chain_before) == len(answer.tip_chain) == CHAIN_BYTES
-                    and _values_good(answer.values)
-                )
-            case SnapshotOffer():
-                good = (
-                    answer.slot >= first
-                    and len(answer.chain) == CHAIN_BYTES
-                    and 0 < answer.size_bytes <= SNAPSHOT_BYTES_MAX
-                )
-            case AskOther():
-                good = True
-            case _:
-                good = False
-        if not good or not isinstance(answer, CatchupEntries | SnapshotOffer | AskOther):
-            await self._hang_up()
-            raise CatchupError(voter, f"answered with a wrong {type(answer).__name__}")
-        return answer
-
-    async def snapshot(self, offer: SnapshotOffer, voters: Sequence[int]) -> bytes:
-        """Download the offered snapshot and return its bytes, verified by the offer's digest.
-
-        ``voters`` are asked in turn: whoever fails is followed by the next at the offset reached,
-        and it gives up when all failed in a row. An unfinished download is kept, and goes on when
-        the same snapshot is offered again.  Raises :class:`CatchupError`.
-        """
-        held = self._download
-        if held is None or held.offer.slot != offer.slot or held.offer.digest != offer.digest:
-            self._drop_download()
-            held = self._download = _Download(offer, self._directory)
-        failed: CatchupError | None = None
-        turn = failures = 0
-        while held.offset < offer.size_bytes:
-            voter = voters[turn % len(voters)]
-            try:
-                data = await self._chunk(voter, offer, held.offset)
-            except CatchupError as error:
-                failed = error
-                failures += 1
-                turn += 1
-                if failures == len(voters):
-                    raise CatchupError(voter, f"snapshot {offer.slot}: {failed.reason}") from failed
-                self._counters["snapshot_resumed"] += 1
-                continue
-            failures = 0
-            await anyio.to_thread.run_sync(held.add, data)
-            self._counters["snapshot_chunks"] += 1
-        good = held.digest.digest() == offer.digest
-        try:
-            if not good:
-                voter = voters[turn % len(voters)]
-                raise CatchupError(voter, f"snapshot {offer.slot} does not match its digest")
-            return await anyio.to_thread.run_sync(held.read)
-        finally:
-            self._drop_download()
-
-    async def _chunk(self, voter: int, offer: SnapshotOffer, offset: int) -> bytes:
-        answer = await self._ask(voter, SnapshotRequest(offer.slot, offset))
-        match answer:
-            case SnapshotChunk(slot=offer.slot, offset=at, data=data) if at == offset and data:
-                if offset + len(data) <= offer.size_bytes:
-                    return data
-                reason = "sent more than the snapshot offered"
-            case SnapshotChunk():
-                reason = "sent a chunk that was not asked for"
-            case AskOther():
-                raise CatchupError(voter, answer.reason)
-            case _:
-                reason = f"answered with a wrong {type(answer).__name__}"
-        await self._hang_up()
-        raise CatchupError(voter, reason)
-
-    async def _ask(self, voter: int, request: CatchupMessage) -> CatchupMessage:
-        self._counters["catchup_requests"] += 1
-        try:
-            stream = await self._connected(voter)
-            with anyio.fail_after(ANSWER_DEADLINE_S):
-                await stream.send(frame(self._identity, Channel.CATCHUP, encode_body(request)))
-                answer = await self._next_frame(stream)
-            return decode_catchup(answer.body)
-        except TimeoutError as error:
-            await self._hang_up()
-            raise CatchupError(voter, "no answer within the deadline") from error
-        except FrameError as error:
-            await self._hang_up()
-            self._counters[f"dropped_{error.reason}"] += 1
-            raise CatchupError(voter, f"sent a bad frame ({error.reason})") from error
-        except (OSError, anyio.EndOfStream, anyio.BrokenResourceError, ConfigError) as error:
-            await self._hang_up()
-            why = tls_trouble(error.__cause__ or error) or str(error) or type(error).__name__
-            raise CatchupError(voter, why) from error
-        except BaseException:
-            # Cancelled in the middle of an answer: the connection cannot be used again.
-            await self._hang_up()
-            raise
-
-    async def _connected(self, voter: int) -> TLSStream:
-        if self._stream is not None and self._voter == voter:
-            return self._stream
-        await self._hang_up()
-        entry = self._cluster.voter(voter)
-        with anyio.fail_after(CONNECT_DEADLINE_S):
-            stream = await anyio.connect_tcp(
-                entry.host,
-                entry.archive_port,
-                ssl_context=self._credentials.client,
-                tls_standard_compatible=False,
-            )
-        session = stream.extra(TLSAttribute.ssl_object)  # noqa: S610 - not SQL
-        try:
-            holder = other_end(session, self._cluster.cluster_id_bytes)
-            if why := why_not_voter(holder.grant, voter):
-                raise ConfigError(why)
-        except ConfigError:
-            await anyio.aclose_forcefully(stream)
-            raise
-        self._stream, self._voter = stream, voter
-        self._buffer = FrameBuffer(self._cluster.cluster_id_bytes, Channel.CATCHUP)
-        return stream
-
-    async def _next_frame(self, stream: TLSStream) -> Frame:
-        while True:
-            data = await stream.receive(_READ_BYTES)
-            self._counters["catchup_bytes"] += len(data)
-            frames = self._buffer.feed(data)
-            if len(frames) > 1:
-                raise FrameError("length")
-            if frames:
-                return frames[0]
-
-    async def _hang_up(self) -> None:
-        stream, self._stream, self._voter = self._stream, None, 0
-        if stream is not None:
-            with anyio.CancelScope(shield=True), suppress(OSError):
-                await anyio.aclose_forcefully(stream)
-
-    def _drop_download(self) -> None:
-        held, self._download = self._download, None
-        if held is not None:
-            held.file.close()
+    def _tell(self, piece: Piece) -> None:
+        tip = self.trust.proof.newest
+        if tip is None or not piece.values:
+            return
+        run = StreamRun(
+            tip.ballot, piece.first, piece.chain_before, piece.values,
+            tip.slot, tip.chain, True, tip.voter, tip.signature,
+        )  # fmt: skip
+        self._send(encode_body(run), self._stream_address, "repairs_told")

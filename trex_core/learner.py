@@ -5,9 +5,12 @@ hash of (seed, name, ...).  Guarantees towards whoever it delivers to: Ordered, 
 gap); each delivered run continues the hash chain of the one before.
 
 Repair, after RFC 5401: a gap waits a truncated exponential back-off for an assumed large group;
-who hears another ask for it stays silent; a request names one voter, never the leader while there
-is another. After REPAIR_ROUNDS_MAX rounds without an answer, when far behind, or when the stream is
-silent, it catches up over TCP, one voter after the other, for as long as it takes.
+who hears another ask for it stays silent; a request names one *helper*: a voter, never the leader
+while there is another, and the next time a listener that is up to date. After REPAIR_ROUNDS_MAX
+rounds without an answer, when far behind, or when the stream is silent, it catches up over TCP, one
+voter after the other, for as long as it takes.  Once all of them failed, listeners are asked in
+between, one answer each: a voter is trusted to be quick, a listener only not to lie (what it says
+is signed by voters).
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from trex_core.messages import (
+    VOTER_ID_MAX,
     AskOther,
     CatchupEntries,
     RepairRequest,
@@ -32,6 +36,10 @@ REPAIR_ROUNDS_MAX: Final = 2
 REPAIR_SLOTS_MAX: Final = 256
 """Most slots one repair request names."""
 CATCHUP_BACKOFF_DOUBLINGS_MAX: Final = 5
+HELPERS_MAX: Final = 8
+"""Most listeners remembered as helpers: those heard last."""
+HELPER_MS: Final = 10_000
+"""A listener is asked for help so long after it was heard, in milliseconds."""
 
 _replace = msgspec.structs.replace
 
@@ -78,9 +86,9 @@ class Gap(msgspec.Struct, frozen=True, gc=False):
 
 
 class CatchingUp(msgspec.Struct, frozen=True, gc=False):
-    """A TCP conversation: ``voter`` was asked (0: nobody yet, at ``due_ms`` somebody is)."""
+    """A TCP conversation: ``helper`` was asked (0: nobody yet, at ``due_ms`` somebody is)."""
 
-    voter: int
+    helper: int
     due_ms: int
     attempt: int
 
@@ -92,6 +100,13 @@ class Heard(msgspec.Struct, frozen=True, gc=False):
     at_ms: int
     leading: bool
     tip: int
+
+
+class Helper(msgspec.Struct, frozen=True, gc=False):
+    """When the listener ``instance`` last said that it is up to date and helps."""
+
+    instance: int
+    at_ms: int
 
 
 class LearnerState(msgspec.Struct, frozen=True):
@@ -107,10 +122,12 @@ class LearnerState(msgspec.Struct, frozen=True):
     heard: tuple[Heard, ...] = ()
     heard_ms: int = -1
     """When anything was heard last (of the stream, or by a catch-up answer); -1: never asked."""
+    helpers: tuple[Helper, ...] = ()
+    """Listeners that help, the one heard last at the end."""
 
 
 class StreamIn(msgspec.Struct, frozen=True, gc=False):
-    """A stream message of voter ``sender``."""
+    """A stream message of voter ``sender``; 0: a repair by a listener."""
 
     sender: int
     message: StreamRun | StreamTip
@@ -124,18 +141,27 @@ class RepairHeard(msgspec.Struct, frozen=True, gc=False):
     now_ms: int
 
 
-class CatchupIn(msgspec.Struct, frozen=True, gc=False):
-    """The archive of ``voter`` answered."""
+class HelperHeard(msgspec.Struct, frozen=True, gc=False):
+    """The listener ``instance`` says that it helps and is up to date, or (``able`` is False) that
+    it does not or is not."""
 
-    voter: int
+    instance: int
+    able: bool
+    now_ms: int
+
+
+class CatchupIn(msgspec.Struct, frozen=True, gc=False):
+    """``helper`` answered: the archive of a voter, or a listener."""
+
+    helper: int
     message: CatchupEntries | AskOther
     now_ms: int
 
 
 class CatchupFailed(msgspec.Struct, frozen=True, gc=False):
-    """The conversation with ``voter`` failed or timed out."""
+    """The conversation with ``helper`` failed or timed out."""
 
-    voter: int
+    helper: int
     now_ms: int
 
 
@@ -153,14 +179,16 @@ class Clock(msgspec.Struct, frozen=True, gc=False):
     now_ms: int
 
 
-LearnerEvent: TypeAlias = StreamIn | RepairHeard | CatchupIn | CatchupFailed | Installed | Clock
+LearnerEvent: TypeAlias = (
+    StreamIn | RepairHeard | HelperHeard | CatchupIn | CatchupFailed | Installed | Clock
+)
 
 
 class CatchUpFrom(msgspec.Struct, frozen=True, gc=False):
-    """Ask the archive of ``voter`` for entries from ``first``; report CatchupIn, CatchupFailed or
-    Installed, always. At most one is outstanding."""
+    """Ask ``helper`` (the archive of a voter, or above VOTER_ID_MAX a listener) for entries from
+    ``first``; report CatchupIn, CatchupFailed or Installed, always. At most one is outstanding."""
 
-    voter: int
+    helper: int
     first: int
 
 
@@ -190,10 +218,12 @@ def learn(
             turn.on_stream(sender, message)
         case RepairHeard(request=request):
             turn.on_repair_heard(request)
-        case CatchupIn(voter=voter, message=message):
-            turn.on_catchup(voter, message)
-        case CatchupFailed(voter=voter):
-            turn.on_catchup_failed(voter)
+        case HelperHeard(instance=instance, able=able):
+            turn.on_helper_heard(instance, able)
+        case CatchupIn(helper=helper, message=message):
+            turn.on_catchup(helper, message)
+        case CatchupFailed(helper=helper):
+            turn.on_catchup_failed(helper)
         case Installed(slot=slot, chain=chain):
             turn.on_installed(slot, chain)
         case Clock():
@@ -243,6 +273,12 @@ class _Turn:
     # --- input ------------------------------------------------------------------------------
 
     def on_stream(self, sender: int, message: StreamRun | StreamTip) -> None:
+        if sender == 0 and isinstance(message, StreamRun) and message.repair:
+            # Of a listener: worth what it proves, and no word of who lives and who leads.
+            self.source = "repair"
+            self.set(tip=max(self.state.tip, message.tip_slot))
+            self.take(message.first, message.chain_before, message.values)
+            return
         if sender not in self.config.voters:
             self.counters.append("stranger")
             return
@@ -336,34 +372,43 @@ class _Turn:
             due = self.now + self.config.repair_wait_ms
             self.set(gap=_replace(gap, due_ms=due, rounds=gap.rounds + 1))
 
-    def on_catchup(self, voter: int, message: CatchupEntries | AskOther) -> None:
-        if self.state.catching is None or self.state.catching.voter != voter:
+    def on_helper_heard(self, instance: int, able: bool) -> None:
+        others = tuple(h for h in self.state.helpers if h.instance != instance)
+        if able:
+            others = (*others[-(HELPERS_MAX - 1) :], Helper(instance, self.now))
+        self.set(helpers=others)
+
+    def on_catchup(self, helper: int, message: CatchupEntries | AskOther) -> None:
+        catching = self.state.catching
+        if catching is None or catching.helper != helper:
             return
         if isinstance(message, AskOther):
-            self.on_catchup_failed(voter)
+            self.on_catchup_failed(helper)
             return
         self.source = "catchup"
         before = self.state.slot
-        self.set(heard_ms=self.now, tip=max(self.state.tip, message.tip_slot))
+        self.set(heard_ms=self.now, tip=max(self.state.tip, message.tip.slot))
         if not self.take(message.first, message.chain_before, message.values):
-            self.on_catchup_failed(voter)
+            self.on_catchup_failed(helper)
         elif self.state.slot >= self.state.tip:
             self.set(catching=None)
-        elif self.state.slot > before:
-            self.ask(voter, 0)
-        else:
-            self.on_catchup_failed(voter)  # it knows no more than we do
+        elif self.state.slot == before:
+            self.on_catchup_failed(helper)  # it knows no more than we do
+        elif helper <= VOTER_ID_MAX:
+            self.ask(helper, 0)
+        else:  # a voter's turn: a listener may be slow on purpose
+            self.set(catching=CatchingUp(0, self.now, catching.attempt + 1))
 
-    def on_catchup_failed(self, voter: int) -> None:
+    def on_catchup_failed(self, helper: int) -> None:
         catching = self.state.catching
-        if catching is None or catching.voter != voter:
+        if catching is None or catching.helper != helper:
             return
         wait = self.config.retry_ms << min(catching.attempt, CATCHUP_BACKOFF_DOUBLINGS_MAX)
         self.set(catching=CatchingUp(0, self.now + wait, catching.attempt + 1))
 
     def on_installed(self, slot: int, chain: bytes) -> None:
         self.source = "catchup"
-        voter = self.state.catching.voter if self.state.catching else 0
+        helper = self.state.catching.helper if self.state.catching else 0
         if slot > self.state.slot:
             kept = tuple(p for p in self.state.buffer if p.last > slot)
             self.set(slot=slot, chain=chain, tip=max(self.state.tip, slot), buffer=kept)
@@ -371,8 +416,8 @@ class _Turn:
             self.take_kept()
         if self.state.slot >= self.state.tip:
             self.set(catching=None)
-        elif voter:
-            self.ask(voter, 0)
+        elif helper:
+            self.ask(helper, 0)
 
     # --- what is missing --------------------------------------------------------------------
 
@@ -391,13 +436,13 @@ class _Turn:
         catching = self.state.catching
         if catching is not None:
             if self.state.slot >= self.state.tip and self.silent_for() < self.config.silence_ms:
-                if catching.voter == 0:
+                if catching.helper == 0:
                     self.set(catching=None)
-            elif catching.voter == 0 and self.now >= catching.due_ms:
-                self.ask(self.next_voter(catching.attempt), catching.attempt)
+            elif catching.helper == 0 and self.now >= catching.due_ms:
+                self.ask(self.next_helper(catching.attempt), catching.attempt)
             return
         if self.silent_for() >= self.config.silence_ms or self.far_behind():
-            self.ask(self.next_voter(0), 0)
+            self.ask(self.next_helper(0), 0)
             return
         self.tend_gap()
 
@@ -420,7 +465,7 @@ class _Turn:
         if self.now < gap.due_ms:
             return
         if gap.rounds >= REPAIR_ROUNDS_MAX:
-            self.ask(self.next_voter(0), 0)
+            self.ask(self.next_helper(0), 0)
             return
         self.requests.append(
             RepairRequest(
@@ -444,8 +489,12 @@ class _Turn:
         return min(hole, state.slot + REPAIR_SLOTS_MAX)
 
     def responder(self, round_: int) -> int:
-        """A voter heard lately that has the slots and does not lead; the next round another."""
+        """A voter heard lately that has the slots and does not lead; the next round a listener, or
+        another voter."""
         state, config = self.state, self.config
+        helper = self.helper(round_) if round_ % 2 else 0
+        if helper:
+            return helper
         leaders = {h.voter for h in state.heard if h.leading}
         fresh = [
             h.voter
@@ -455,19 +504,29 @@ class _Turn:
         choices = fresh or [v for v in config.voters if v not in leaders] or list(config.voters)
         return choices[(_hash(config, state.slot) + round_) % len(choices)]
 
-    def next_voter(self, attempt: int) -> int:
-        voters = self.config.voters
-        return voters[(_hash(self.config, "catchup") + attempt) % len(voters)]
+    def helper(self, turn: int) -> int:
+        """A listener that was heard to help lately; 0: none."""
+        fresh = [h.instance for h in self.state.helpers if self.now - h.at_ms < HELPER_MS]
+        if not fresh:
+            return 0
+        return fresh[(_hash(self.config, self.state.slot) + turn) % len(fresh)]
 
-    def ask(self, voter: int, attempt: int) -> None:
-        self.set(catching=CatchingUp(voter, 0, attempt))
-        self.catchup.append(CatchUpFrom(voter, self.state.slot + 1))
+    def next_helper(self, attempt: int) -> int:
+        """Each voter in turn; once each was tried, a listener before each of them."""
+        voters = self.config.voters
+        more = attempt - len(voters)
+        helper = self.helper(more) if more >= 0 and more % 2 == 0 else 0
+        return helper or voters[(_hash(self.config, "catchup") + attempt) % len(voters)]
+
+    def ask(self, helper: int, attempt: int) -> None:
+        self.set(catching=CatchingUp(helper, 0, attempt))
+        self.catchup.append(CatchUpFrom(helper, self.state.slot + 1))
 
     def wake_ms(self) -> int:
         """When to look again: the nearest of the gap, the catch-up and the silence."""
         state = self.state
         if state.catching is not None:
-            if state.catching.voter == 0:
+            if state.catching.helper == 0:
                 return max(self.now + 1, state.catching.due_ms)
             return self.now + self.config.silence_ms
         wake = state.heard_ms + self.config.silence_ms

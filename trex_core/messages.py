@@ -7,10 +7,10 @@ MessagePack arrays; a type evolves only by appending fields with defaults.
 Message tree::
 
     PeerMessage      voter  -> voter      UDP, TCP when larger than PEER_DATAGRAMS_MAX datagrams
-    StreamMessage    voter  -> listeners  multicast
-    RepairRequest    listener -> voters   multicast
+    StreamMessage    voter  -> listeners  multicast; repairs also by listeners that help
+    RepairRequest    listener -> helpers  multicast: voters, and listeners that help
     ListenerReport   listener -> all      multicast; more listeners are not more reports a second
-    CatchupMessage   anybody <-> archive  TCP
+    CatchupMessage   anybody <-> archive  TCP; and listener <-> listener that helps
     ClientRequest    client -> voter      TCP
     ClientReply      voter  -> client     TCP
 """
@@ -335,11 +335,25 @@ VOTES: Final = (Prepare, Promise, Accepted)
 
 # --- stream ---------------------------------------------------------------------------------
 
+VOTER_ID_MAX: Final = 0xFFFF
+"""Largest id of a voter. Where a *helper* is named, larger numbers are instances of listeners."""
+
+
+class SignedTip(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Voter ``voter`` says, with ``signature``, that ``slot`` is fixed and that the chain there is
+    ``chain``. ``ballot`` names the leader then (NO_BALLOT: it was not asked)."""
+
+    slot: Number
+    chain: bytes
+    ballot: Ballot
+    voter: Number
+    signature: bytes
+
 
 class StreamRun(msgspec.Struct, frozen=True, array_like=True, tag=40, gc=False):
     """Fixed slots from ``first``; ``chain_before`` is the chain at ``first - 1``; ``tip_slot`` and
     ``tip_chain`` are a newest fixed slot, which voter ``signer`` signed with ``signature`` (under
-    ``ballot``). ``repair`` marks an answer to a request."""
+    ``ballot``). ``repair`` marks an answer to a request, which a listener may send too."""
 
     ballot: Ballot
     first: Number
@@ -361,7 +375,8 @@ class ListenerReport(
     """What a listener says of itself on the repair group, now and then (``roster`` says when).
 
     ``instance`` (0 to 2**63 - 1) is drawn at each start, so that two listeners of one name are
-    told apart;
+    told apart; one that helps others (``helps``: the ``address:port`` where it serves catch-up)
+    draws it above VOTER_ID_MAX;
     ``stored`` is -1 without a store; ``behind_ms`` is for how long it has not been at its tip
     (0: it is there).  ``gaps``, ``repairs`` (requests sent), ``catchups`` and ``resets`` count
     since its start; ``leaving`` marks the last report of one that stops in order.
@@ -381,6 +396,7 @@ class ListenerReport(
     uptime_s: Number
     version: str
     leaving: bool = False
+    helps: str = ""
 
 
 class ListenerSeen(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -473,7 +489,8 @@ WORDS_BYTES: Final = 66
 
 
 class RepairRequest(msgspec.Struct, frozen=True, array_like=True, tag=42, gc=False):
-    """A listener lacks ``first``..``last``; voter ``responder`` is asked to multicast them."""
+    """A listener lacks ``first``..``last``; helper ``responder`` (a voter, or above VOTER_ID_MAX a
+    listener) is asked to multicast them."""
 
     listener: str
     responder: Number
@@ -499,24 +516,28 @@ class CatchupRequest(msgspec.Struct, frozen=True, array_like=True, tag=60):
 
 
 class CatchupEntries(msgspec.Struct, frozen=True, array_like=True, tag=61):
-    """Fixed entries from ``first``; chain at ``first - 1``; the archive's newest fixed slot and
-    chain. Empty ``values``: the archive knows of nothing at or above ``first`` yet."""
+    """Fixed entries from ``first``; chain at ``first - 1``; ``end`` proves them: it is signed, and
+    its slot is that of the last of them. ``tip`` is the newest fixed slot known there, signed too.
+    Empty ``values``: nothing at or above ``first`` is known there yet, and ``end`` is the tip."""
 
     first: Number
     chain_before: bytes
     values: tuple[bytes, ...]
-    tip_slot: Number
-    tip_chain: bytes
+    end: SignedTip
+    tip: SignedTip
 
 
 class SnapshotOffer(msgspec.Struct, frozen=True, array_like=True, tag=62):
     """The log no longer reaches back to the slot asked for; this snapshot exists: state at
-    ``slot``, ``size_bytes`` bytes with BLAKE2b-256 ``digest``, chain at ``slot``."""
+    ``slot``, ``size_bytes`` bytes with BLAKE2b-256 ``digest``, chain at ``slot``. Voter ``signer``
+    says so with ``signature``."""
 
     slot: Number
     chain: bytes
     size_bytes: Number
     digest: bytes
+    signer: Number = 0
+    signature: bytes = b""
 
 
 class SnapshotRequest(msgspec.Struct, frozen=True, array_like=True, tag=63):

@@ -15,11 +15,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-import msgspec
 from msgspec.structs import replace
 
-from trex_core.messages import Ballot, StreamRun, StreamTip
-from trex_core.state import chain_run
+from trex_core.messages import NO_BALLOT, Ballot, SignedTip, StreamRun, StreamTip
+from trex_core.state import FixedRun, chain_run
 
 PENDING_SLOTS_MAX: Final = 8192
 """Most slots that wait for a proof; the oldest runs go first."""
@@ -27,33 +26,33 @@ PENDING_BYTES_MAX: Final = 8 << 20
 """The same in bytes of values."""
 ANCHORS_MAX: Final = 8192
 """Most proven chains that are remembered; the oldest go first."""
-TIPS_MAX: Final = 1024
-"""Most verified tips that are remembered, to be compared with later ones."""
+TIPS_MAX: Final = 8192
+"""Most verified tips that are remembered, to be compared with later ones and shown to others."""
 
 Verify = Callable[[int, Ballot, int, bytes, bytes], bool]
 """Did (voter) sign (ballot, slot, chain) with (signature)?"""
 
 
-class SignedTip(msgspec.Struct, frozen=True):
-    """A tip that was verified."""
-
-    voter: int
-    ballot: Ballot
-    slot: int
-    chain: bytes
-    signature: bytes
-
-
 class ContradictionError(Exception):
-    """Two voters (or one, twice) signed different chains for one slot: ``tips`` are the evidence.
-    What is applied may be wrong; nothing more can be believed."""
+    """Two voters (or one, twice) signed what cannot both be: ``tips`` are the evidence. Their slots
+    are the same, or the first is above and the chain to it leads through ``chain`` at the slot of
+    the second. What is applied may be wrong; nothing more can be believed."""
 
-    def __init__(self, first: SignedTip, second: SignedTip) -> None:
+    def __init__(self, first: SignedTip, second: SignedTip, chain: bytes) -> None:
         super().__init__(
-            f"voter {first.voter} signed chain {first.chain.hex()} for slot {first.slot}, voter "
-            f"{second.voter} signed {second.chain.hex()}: the cluster contradicts itself"
+            f"slot {second.slot} has chain {chain.hex()} by what voter {first.voter} signed for "
+            f"slot {first.slot}, and {second.chain.hex()} by what voter {second.voter} signed: the "
+            "cluster contradicts itself"
         )
         self.tips = (first, second)
+        self.chain = chain
+
+
+def tip_of(message: StreamRun | StreamTip) -> SignedTip:
+    """The tip that ``message`` tells."""
+    return SignedTip(
+        message.tip_slot, message.tip_chain, message.ballot, message.signer, message.signature
+    )
 
 
 class _Waiting:
@@ -77,6 +76,8 @@ class Proof:
         self._anchors: dict[int, bytes] = {}
         """Slot -> the chain there, proven."""
         self._tips: dict[int, SignedTip] = {}
+        self.newest: SignedTip | None = None
+        """The highest tip that was verified."""
         self._waiting: dict[tuple[int, bytes, bytes], _Waiting] = {}
         self._covering: dict[int, dict[tuple[int, bytes, bytes], None]] = {}
         """Slot -> the runs that wait and have it."""
@@ -89,22 +90,44 @@ class Proof:
         for old in [key for key, each in self._waiting.items() if each.last <= slot]:
             self._drop(old)
 
-    def tip(self, message: StreamRun | StreamTip) -> bool:
-        """Verify the tip of ``message``. Raises :class:`ContradictionError`."""
-        slot, chain = message.tip_slot, message.tip_chain
-        known = self._tips.get(slot)
-        if known is not None and (known.chain, known.signature) == (chain, message.signature):
+    def delivered(self, run: FixedRun) -> None:
+        """``run`` was delivered: proven, so its chains are what every later tip must agree with."""
+        for slot, chain in enumerate(run.chains, run.first):
+            self._anchor(slot, chain)
+
+    def tip(self, tip: SignedTip) -> bool:
+        """Verify ``tip`` and remember it. Raises :class:`ContradictionError`."""
+        known = self._tips.get(tip.slot)
+        if known is not None and (known.chain, known.signature) == (tip.chain, tip.signature):
             return True
-        if not self._verify(message.signer, message.ballot, slot, chain, message.signature):
+        if not self._verify(tip.voter, tip.ballot, tip.slot, tip.chain, tip.signature):
             self._count("dropped_signature")
             return False
-        tip = SignedTip(message.signer, message.ballot, slot, chain, message.signature)
-        if known is not None and known.chain != chain:
-            raise ContradictionError(known, tip)
-        if len(self._tips) >= TIPS_MAX:
-            del self._tips[next(iter(self._tips))]
-        self._tips[slot] = tip
+        if known is not None and known.chain != tip.chain:
+            raise ContradictionError(known, tip, known.chain)
+        self.compare(tip.slot, tip.chain, tip)
+        if known is None:
+            if len(self._tips) >= TIPS_MAX:
+                del self._tips[next(iter(self._tips))]
+            self._tips[tip.slot] = tip
+            if self.newest is None or tip.slot > self.newest.slot:
+                self.newest = tip
         return True
+
+    def compare(self, slot: int, chain: bytes, tip: SignedTip) -> None:
+        """Verified ``tip`` says, of itself or through the chain to it, that ``slot`` has ``chain``.
+        Raises :class:`ContradictionError` if something else is proven there."""
+        proven = self._anchors.get(slot)
+        if proven is None or proven == chain:
+            return
+        above = [each for each in self._tips if each >= slot]
+        first = self._tips[min(above)] if above else SignedTip(slot, proven, NO_BALLOT, 0, b"")
+        raise ContradictionError(first, tip, proven)
+
+    def tip_within(self, first: int, last: int) -> SignedTip | None:
+        """The highest verified tip for a slot from ``first`` to ``last``; None: there is none."""
+        slot = max((each for each in self._tips if first <= each <= last), default=None)
+        return self._tips[slot] if slot is not None else None
 
     def waits(self, run: StreamRun) -> bool:
         """Whether nothing proves ``run`` yet."""

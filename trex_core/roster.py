@@ -39,6 +39,8 @@ NAME_BYTES_MAX: Final = 128
 """Longest name of a listener, in bytes."""
 VERSION_BYTES_MAX: Final = 64
 """Longest version a report may tell, in bytes."""
+HELPS_CHARS_MAX: Final = 21
+"""Longest ``address:port`` of a report."""
 DIGEST_BYTES: Final = 24
 """More than an encoded ListenerDigest needs beside its rows."""
 
@@ -71,10 +73,23 @@ def sane(report: ListenerReport) -> bool:
     return (
         0 < len(report.name.encode(errors="replace")) <= NAME_BYTES_MAX
         and len(report.version.encode(errors="replace")) <= VERSION_BYTES_MAX
+        and (not report.helps or helper_address(report.helps) is not None)
         and report.stored >= -1
         and min(_numbers(report)) >= 0
         and max(report.stored, *_numbers(report)) <= _NUMBER_MAX
     )
+
+
+def helper_address(text: str) -> tuple[str, int] | None:
+    """(IPv4 address, port) of ``ListenerReport.helps``; None if it is none."""
+    if len(text) > HELPS_CHARS_MAX or not text.isascii():
+        return None
+    host, _, port = text.rpartition(":")
+    parts = host.split(".")
+    good = len(parts) == 4 and all(p.isdigit() and len(p) <= 3 and int(p) < 256 for p in parts)
+    if not good or not port.isdigit() or not 0 < int(port) < 65536:
+        return None
+    return host, int(port)
 
 
 def _numbers(report: ListenerReport) -> tuple[int, ...]:

@@ -36,7 +36,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from msgspec.structs import replace
 
-from trex_core.messages import CHAIN_BYTES, Ballot
+from trex_core.messages import CHAIN_BYTES, NO_BALLOT, Ballot, SignedTip, SnapshotOffer
 from trex_core.wire import (
     DATAGRAM_BODY_BYTES_MAX,
     Channel,
@@ -66,8 +66,10 @@ _PEER: Final = b"trex voter"
 _STREAM: Final = b"trex stream"
 _TIP_PURPOSE: Final = b"trex tip 1"
 _WORDS_PURPOSE: Final = b"trex words 1"
+_SNAPSHOT_PURPOSE: Final = b"trex snapshot 1"
 _RUN: Final = struct.Struct(">HQQ")
 _TIP: Final = struct.Struct(">HQQQQ")
+_SNAPSHOT: Final = struct.Struct(">HQQ")
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -319,6 +321,16 @@ def _tip_words(cluster_id: bytes, voter: int, ballot: Ballot, slot: int, chain: 
     return b"".join((_TIP_PURPOSE, cluster_id, numbers, chain))
 
 
+def _snapshot_words(cluster_id: bytes, voter: int, offer: SnapshotOffer) -> bytes:
+    if len(offer.chain) != CHAIN_BYTES or len(offer.digest) != CHAIN_BYTES:
+        return b""
+    try:
+        numbers = _SNAPSHOT.pack(voter, offer.slot, offer.size_bytes)
+    except struct.error:
+        return b""
+    return b"".join((_SNAPSHOT_PURPOSE, cluster_id, numbers, offer.chain, offer.digest))
+
+
 class Signer:
     """Signs as one voter. ``private`` are the KEY_BYTES of its Ed25519 key."""
 
@@ -336,6 +348,16 @@ class Signer:
         """The signature of "``slot`` is fixed and its chain is ``chain``"; ``ballot`` names the
         leader."""
         return self._key.sign(_tip_words(self._cluster_id, self._voter, ballot, slot, chain))
+
+    def signed_tip(self, slot: int, chain: bytes) -> SignedTip:
+        """The same, whoever leads."""
+        signature = self.tip(NO_BALLOT, slot, chain)
+        return SignedTip(slot, chain, NO_BALLOT, self._voter, signature)
+
+    def offer(self, offer: SnapshotOffer) -> SnapshotOffer:
+        """``offer``, signed."""
+        words = _snapshot_words(self._cluster_id, self._voter, offer)
+        return replace(offer, signer=self._voter, signature=self._key.sign(words))
 
     def words(self, data: bytes) -> bytes:
         """The signature of anything else that a voter says of itself."""
@@ -368,6 +390,11 @@ class Verifier:
             return False
         self._good[voter] = (words, signature)
         return True
+
+    def offer(self, offer: SnapshotOffer) -> bool:
+        """Did a voter sign this offer of a snapshot?"""
+        words = _snapshot_words(self._cluster_id, offer.signer, offer)
+        return bool(words) and self._verify(offer.signer, offer.signature, words)
 
     def words(self, voter: int, data: bytes, signature: bytes) -> bool:
         """Did ``voter`` say ``data``?"""

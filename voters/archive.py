@@ -57,6 +57,7 @@ from trex_core.messages import (
     SnapshotOffer,
     SnapshotRequest,
 )
+from trex_core.seal import Signer
 from trex_core.snapshot import DIGEST_BYTES, HEADER_BYTES, SnapshotError, decode_snapshot
 from trex_core.snapshot import read_header as read_snapshot_header
 from trex_core.state import (
@@ -419,12 +420,14 @@ class Cursor:
             else:
                 return entry, self._data_at + end
 
-    def take(self, bytes_max: int) -> tuple[int, bytes, tuple[bytes, ...]] | None:
-        """Fixed entries that were read: first slot, chain before it, values; at least one, at most
-        RUN_SLOTS_MAX and, beyond the first, ``bytes_max`` bytes. None: nothing was read."""
+    def take(self, bytes_max: int) -> tuple[int, bytes, tuple[bytes, ...], bytes] | None:
+        """Fixed entries that were read: first slot, chain before it, values, chain at the last of
+        them; at least one, at most RUN_SLOTS_MAX and, beyond the first, ``bytes_max`` bytes. None:
+        nothing was read."""
         if not self._ready:
             return None
         first, chain_before = self._ready[0].first, self._ready[0].chain_before
+        chain = chain_before
         values: list[bytes] = []
         size = 0
         while self._ready and self._ready[0].first == first + len(values):
@@ -433,9 +436,10 @@ class Cursor:
                 size += len(value)
                 if values and (size > bytes_max or len(values) == RUN_SLOTS_MAX):
                     self._push(_from(run, run.first + index))
-                    return first, chain_before, tuple(values)
+                    return first, chain_before, tuple(values), chain
                 values.append(value)
-        return first, chain_before, tuple(values)
+                chain = run.chains[index]
+        return first, chain_before, tuple(values), chain
 
     def _pop(self) -> FixedRun:
         run = self._ready.popleft()
@@ -458,11 +462,18 @@ def _from(run: FixedRun, first: int) -> FixedRun:
 
 
 class Archive:
-    """Answers requests from the files of one voter."""
+    """Answers requests from the files of one voter. What it says of fixed slots and snapshots, it
+    signs as that voter."""
 
     def __init__(
-        self, paths: VoterPaths, cluster_id: bytes, *, far_behind_slots: int = FAR_BEHIND_SLOTS
+        self,
+        paths: VoterPaths,
+        cluster_id: bytes,
+        signer: Signer,
+        *,
+        far_behind_slots: int = FAR_BEHIND_SLOTS,
     ) -> None:
+        self._signer = signer
         self.files = Files(paths, cluster_id)
         self._tip_cursor: Cursor | None = None
         self._far_behind_slots = far_behind_slots
@@ -524,7 +535,8 @@ class Archive:
         first = max(1, request.first)
         tip_slot, tip_chain = await self.tip()
         if first > tip_slot:
-            return CatchupEntries(first, tip_chain, (), tip_slot, tip_chain), cursor
+            tip = self._signer.signed_tip(tip_slot, tip_chain)
+            return CatchupEntries(first, tip_chain, (), tip, tip), cursor
         if tip_slot - first >= self._far_behind_slots:
             offer = await self._offer(max(first, tip_slot - self._far_behind_slots))
             if offer is not None:
@@ -536,9 +548,12 @@ class Archive:
             bytes_max = min(max(1, request.bytes_max), RUN_BYTES_MAX)
             taken = await _take(cursor, first, bytes_max)
             if taken is not None:
-                chain_before, values = taken
-                entries = CatchupEntries(first, chain_before, values, tip_slot, tip_chain)
-                return entries, cursor
+                chain_before, values, chain = taken
+                end = self._signer.signed_tip(first + len(values) - 1, chain)
+                tip = end
+                if tip_slot > end.slot:
+                    tip = self._signer.signed_tip(tip_slot, tip_chain)
+                return CatchupEntries(first, chain_before, values, end, tip), cursor
         offer = await self._offer(first)
         if offer is not None:
             return offer, None
@@ -554,7 +569,8 @@ class Archive:
                 return None
             if slot not in self._offers:
                 path = self.files.paths.snapshots / snapshot_name(slot)
-                self._offers[slot] = await asyncio.to_thread(_examine, path, slot)
+                found = await asyncio.to_thread(_examine, path, slot)
+                self._offers[slot] = self._signer.offer(found) if found is not None else None
             offer = self._offers[slot]
             if offer is not None:
                 return offer
@@ -599,8 +615,9 @@ async def _read_until(cursor: Cursor, done: Callable[[], bool]) -> None:
 
 async def _take(
     cursor: Cursor, first: int, bytes_max: int
-) -> tuple[bytes, tuple[bytes, ...]] | None:
-    """Chain before ``first`` and values from it on; None when the cursor cannot give them."""
+) -> tuple[bytes, tuple[bytes, ...], bytes] | None:
+    """Chain before ``first``, values from it on, and the chain at the last of them; None when the
+    cursor cannot give them."""
 
     def enough() -> bool:
         cursor.skip_below(first)
@@ -786,7 +803,8 @@ async def _run(
 ) -> None:
     entry = cluster.voter(voter_id)
     cluster_id = cluster.cluster_id_bytes
-    server = ArchiveServer(Archive(paths, cluster_id), cluster_id, credentials)
+    signer = Signer(credentials.keys.signing, cluster_id, voter_id)
+    server = ArchiveServer(Archive(paths, cluster_id, signer), cluster_id, credentials)
     loop = asyncio.get_running_loop()
     over = asyncio.Event()
 

@@ -135,7 +135,7 @@ class CatchUpClient:
                             answer.first,
                             answer.chain_before,
                             answer.values,
-                            answer.tip_slot,
+                            answer.tip.slot,
                         )
                     )
                 case SnapshotOffer():

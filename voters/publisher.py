@@ -1,11 +1,10 @@
 """The stream as a voter speaks it: this module alone decides what is multicast, and when.
 
 Fixed runs are cut into datagrams that each carry the chain before their first slot; a value too
-large for one is left out, and the tip announces it.  Newest fixed slots are kept in memory within
-bounds so that repair requests naming this voter are answered without a disk.  A request costs the
-loop the reading of one datagram and a note of the range; what it asked for leaves under a cap of
-bytes per second (a token bucket that the commits' own datagrams never share), slots repaired within
-REPAIR_LINGER_S are not repeated, and at most REPAIR_RANGES_MAX ranges wait.
+large for one is left out, and the tip announces it.  Newest fixed slots stand on a ``shelf``, so
+that repair requests naming this voter are answered without a disk.  A request costs the loop the
+reading of one datagram and a note of the range; what it asked for leaves under a cap of bytes per
+second that the commits' own datagrams never share.
 
 No sockets and no clock: ``send`` takes an encoded datagram body, every call is given the time.
 """
@@ -30,6 +29,7 @@ from trex_core.messages import (
 )
 from trex_core.roster import DIGEST_BYTES
 from trex_core.seal import SIGNATURE_BYTES, Signer
+from trex_core.shelf import Piece, Shelf
 from trex_core.state import FixedRun
 from trex_core.wire import DATAGRAM_BODY_BYTES_MAX, encode_body
 
@@ -37,30 +37,6 @@ RECENT_BYTES_MAX: Final = 32 << 20
 """Most bytes of fixed values kept for repair."""
 RECENT_SLOTS_MAX: Final = 65_536
 """Most fixed slots kept for repair."""
-REPAIR_LINGER_S: Final = 0.010
-"""A slot is not repaired again within this time: everybody hears a repair."""
-REPAIR_RANGES_MAX: Final = 64
-"""Most ranges that wait to be repaired; further requests are dropped and counted."""
-REPAIR_SLOTS_MAX: Final = 1024
-"""Most slots of one request that are looked at; the asker will ask again for the rest."""
-REPAIR_DATAGRAMS_PER_PUMP: Final = 8
-"""Most repairs sent in one turn of the loop."""
-RUN_OVERHEAD_BYTES: Final = 232
-"""More than an encoded StreamRun needs beside its values."""
-VALUE_OVERHEAD_BYTES: Final = 5
-RUN_VALUES_BYTES_MAX: Final = DATAGRAM_BODY_BYTES_MAX - RUN_OVERHEAD_BYTES
-"""Most bytes of values, each with its length, in one datagram."""
-
-
-class _Recent:
-    """One fixed slot kept for repair."""
-
-    __slots__ = ("chain_before", "repaired_s", "value")
-
-    def __init__(self, value: bytes, chain_before: bytes) -> None:
-        self.value = value
-        self.chain_before = chain_before
-        self.repaired_s = float("-inf")
 
 
 class Publisher:
@@ -82,18 +58,11 @@ class Publisher:
         self._signature = b""
         self._send = send
         self._count = count
-        self._rate = repair_bytes_per_s
-        self._burst_bytes = max(repair_bytes_per_s // 10, 2 * DATAGRAM_BODY_BYTES_MAX)
-        self._tokens = float(self._burst_bytes)
-        self._tokens_s = 0.0
         self._burst_datagrams = burst_datagrams
-        self._recent: dict[int, _Recent] = {}
-        self._recent_first = 1
-        self._recent_bytes = 0
+        self._shelf = Shelf(
+            count, repair_bytes_per_s, slots_max=RECENT_SLOTS_MAX, bytes_max=RECENT_BYTES_MAX
+        )
         self._queue: deque[bytes] = deque()
-        self._ranges: deque[tuple[int, int]] = deque()
-        self._fixed = 0
-        self._chain = b""
         self._ballot = NO_BALLOT
         self.announce = False
         """Whether the tip should be multicast now: a value was left out of the stream."""
@@ -102,70 +71,47 @@ class Publisher:
 
     def reset(self, fixed: int, chain: bytes) -> None:
         """Start after slot ``fixed``: at boot, or after a snapshot was installed."""
-        self._recent.clear()
-        self._recent_first = fixed + 1
-        self._recent_bytes = 0
-        self._ranges.clear()
-        self._fixed, self._chain = fixed, chain
+        self._shelf.reset(fixed, chain)
 
     def fixed(self, run: FixedRun, ballot: Ballot, leading: bool) -> None:
         """Take a newly fixed run; the leader queues it for the stream."""
-        before = run.chain_before
-        recent = self._recent
-        for slot, (value, chain) in enumerate(zip(run.values, run.chains, strict=True), run.first):
-            recent[slot] = _Recent(value, before)
-            self._recent_bytes += len(value)
-            before = chain
-        self._fixed, self._chain, self._ballot = run.last, before, ballot
-        while self._recent_bytes > RECENT_BYTES_MAX or len(recent) > RECENT_SLOTS_MAX:
-            self._recent_bytes -= len(recent.pop(self._recent_first).value)
-            self._recent_first += 1
+        shelf = self._shelf
+        shelf.add(run)
+        self._ballot = ballot
         if leading:
             slot = run.first
             while slot <= run.last:
-                slot = self._enqueue(slot, run.last)
+                piece = shelf.cut(slot, run.last)
+                if piece is None:
+                    slot += 1  # larger than the whole shelf: catch-up serves it
+                    continue
+                slot = piece.after
+                body = self._datagram(piece, repair=False)
+                if body is not None:
+                    self._queue.append(body)
 
-    def _enqueue(self, first: int, last: int) -> int:
-        """Queue one datagram from ``first``; returns the first slot that is not in it."""
-        if first not in self._recent:
-            return first + 1  # larger than the whole buffer: catch-up serves it
-        body, after = self._datagram(first, last, repair=False)
-        if body is not None:
-            self._queue.append(body)
-        return after
-
-    def _datagram(self, first: int, last: int, *, repair: bool) -> tuple[bytes | None, int]:
-        """The datagram of as many slots from ``first`` as fit; None when the first does not."""
-        head = self._recent[first]
-        values: list[bytes] = []
-        size = 0
-        slot = first
-        while slot <= last and (held := self._recent.get(slot)) is not None:
-            size += len(held.value) + VALUE_OVERHEAD_BYTES
-            if size > RUN_VALUES_BYTES_MAX:
-                break
-            values.append(held.value)
-            slot += 1
-        if not values:
+    def _datagram(self, piece: Piece, *, repair: bool) -> bytes | None:
+        """The datagram of a piece; None when its value is too large for one."""
+        if not piece.values:
             self._count("stream.too_large")
             self.announce = True
-            return None, first + 1
+            return None
         run = StreamRun(
             self._ballot,
-            first,
-            head.chain_before,
-            tuple(values),
-            self._fixed,
-            self._chain,
+            piece.first,
+            piece.chain_before,
+            piece.values,
+            self._shelf.last,
+            self._shelf.chain,
             repair,
             self._voter,
             self._tip_signature(self._ballot),
         )
-        return encode_body(run), slot
+        return encode_body(run)
 
     def _tip_signature(self, ballot: Ballot) -> bytes:
         """Of the tip as it is now; made once for all datagrams of a flush."""
-        tip = (ballot, self._fixed, self._chain)
+        tip = (ballot, self._shelf.last, self._shelf.chain)
         if tip != self._signed:
             self._signed = tip
             self._signature = self._signer.tip(*tip)
@@ -187,8 +133,8 @@ class Publisher:
         tip = StreamTip(
             ballot,
             leading,
-            self._fixed,
-            self._chain,
+            self._shelf.last,
+            self._shelf.chain,
             digest,
             self._voter,
             self._tip_signature(ballot),
@@ -209,22 +155,12 @@ class Publisher:
 
     def request(self, request: RepairRequest) -> None:
         """Note a repair request that names this voter; it is served by :meth:`pump`."""
-        first = max(request.first, self._recent_first)
-        last = min(request.last, request.first + REPAIR_SLOTS_MAX - 1, self._fixed)
-        if first > last:
-            self._count("repair.not_held")
-        elif len(self._ranges) >= REPAIR_RANGES_MAX:
-            self._count("repair.queue_full")
-        elif (first, last) in self._ranges:
-            self._count("repair.repeated")
-        else:
-            self._count("repair.taken")
-            self._ranges.append((first, last))
+        self._shelf.request(request.first, request.last)
 
     @property
     def waiting(self) -> bool:
         """Is there something that :meth:`pump` has not sent yet?"""
-        return bool(self._queue or self._ranges)
+        return bool(self._queue) or self._shelf.waiting
 
     def pump(self, now_s: float) -> bool:
         """Send a burst of the stream, and then repairs as far as their cap allows. True if
@@ -232,40 +168,10 @@ class Publisher:
         queue = self._queue
         for _ in range(min(self._burst_datagrams, len(queue))):
             self._send(queue.popleft())
-        if self._ranges:
-            self._repair(now_s)
+        self._shelf.repair(now_s, self._repair)
         return self.waiting
 
-    def _repair(self, now_s: float) -> None:
-        self._tokens = min(
-            float(self._burst_bytes), self._tokens + (now_s - self._tokens_s) * self._rate
-        )
-        self._tokens_s = now_s
-        for _ in range(REPAIR_DATAGRAMS_PER_PUMP):
-            while self._ranges and not self._skip_repaired(now_s):
-                self._ranges.popleft()
-            if not self._ranges:
-                return
-            if self._tokens < DATAGRAM_BODY_BYTES_MAX:
-                self._count("repair.capped")
-                return
-            first, last = self._ranges[0]
-            body, after = self._datagram(first, last, repair=True)
-            for slot in range(first, after):
-                self._recent[slot].repaired_s = now_s
-            self._ranges[0] = (after, last)
-            if body is not None:
-                self._tokens -= len(body)
-                self._send(body)
-                self._count("repair.sent")
-
-    def _skip_repaired(self, now_s: float) -> bool:
-        """Move the oldest range past what was repaired a moment ago; False when it is done."""
-        first, last = self._ranges[0]
-        slot = max(first, self._recent_first)
-        while slot <= last:
-            if now_s - self._recent[slot].repaired_s > REPAIR_LINGER_S:
-                self._ranges[0] = (slot, last)
-                return True
-            slot += 1
-        return False
+    def _repair(self, piece: Piece) -> None:
+        body = self._datagram(piece, repair=True)
+        if body is not None:
+            self._send(body)

@@ -22,6 +22,7 @@ from trex_core.messages import (
     AskOther,
     CatchupEntries,
     RepairRequest,
+    SignedTip,
     StreamRun,
     StreamTip,
     VoterDigest,
@@ -46,9 +47,12 @@ def tip(slot: int, *, leading: bool = True) -> StreamTip:
 
 
 def entries(first: int, last: int, tip_slot: int) -> CatchupEntries:
-    return CatchupEntries(
-        first, CHAINS[first - 1], VALUES[first - 1 : last], tip_slot, CHAINS[tip_slot]
-    )
+    values = VALUES[first - 1 : last]
+    return CatchupEntries(first, CHAINS[first - 1], values, signed(last), signed(tip_slot))
+
+
+def signed(slot: int) -> SignedTip:
+    return SignedTip(slot, CHAINS[slot], NO_BALLOT, 1, b"")
 
 
 class Driven:
@@ -150,8 +154,8 @@ def test_hearing_anothers_request_suppresses_ones_own() -> None:
 def test_far_behind_or_cold_goes_to_tcp_in_chunks_and_back_to_the_stream() -> None:
     one = Driven()
     one.take(StreamIn(1, tip(2900), 0))
-    assert one.catchup == [learner.CatchUpFrom(one.catchup[0].voter, 1)]
-    voter = one.catchup[0].voter
+    assert one.catchup == [learner.CatchUpFrom(one.catchup[0].helper, 1)]
+    voter = one.catchup[0].helper
     one.take(StreamIn(1, run(2901, 2902), 1))
     one.take(CatchupIn(voter, entries(1, 1500, 2902), 2))
     assert one.catchup[-1] == learner.CatchUpFrom(voter, 1501)
@@ -166,7 +170,7 @@ def test_far_behind_or_cold_goes_to_tcp_in_chunks_and_back_to_the_stream() -> No
 def test_whatever_a_voter_answers_another_is_asked(answer: str) -> None:
     one = Driven()
     one.take(StreamIn(1, tip(2900), 0))
-    asked = [one.catchup[0].voter]
+    asked = [one.catchup[0].helper]
     now = 0
     while len(set(asked)) < 3:
         match answer:
@@ -180,7 +184,7 @@ def test_whatever_a_voter_answers_another_is_asked(answer: str) -> None:
         now = one.wake_ms
         one.take(Clock(now))
         assert len(one.catchup) == len(asked) + 1, "asks again when it said it would"
-        asked.append(one.catchup[-1].voter)
+        asked.append(one.catchup[-1].helper)
 
 
 def test_a_silent_stream_is_replaced_by_tcp() -> None:
@@ -189,7 +193,7 @@ def test_a_silent_stream_is_replaced_by_tcp() -> None:
     assert one.wake_ms == CONFIG.silence_ms
     one.take(Clock(CONFIG.silence_ms))
     assert len(one.catchup) == 1
-    one.take(CatchupIn(one.catchup[0].voter, entries(1, 0, 0), CONFIG.silence_ms + 5))
+    one.take(CatchupIn(one.catchup[0].helper, entries(1, 0, 0), CONFIG.silence_ms + 5))
     assert one.state.catching is None
     one.take(Clock(2 * CONFIG.silence_ms + 5))
     assert len(one.catchup) == 2
@@ -198,7 +202,7 @@ def test_a_silent_stream_is_replaced_by_tcp() -> None:
 def test_a_snapshot_jump_continues_where_it_ends() -> None:
     one = Driven()
     one.take(StreamIn(1, tip(2900), 0))
-    voter = one.catchup[0].voter
+    voter = one.catchup[0].helper
     state, effects = learn(one.config, one.state, Installed(2500, CHAINS[2500], 9))
     assert effects.catchup == (learner.CatchUpFrom(voter, 2501),)
     assert state.slot == 2500
@@ -280,10 +284,10 @@ def test_random_loss_duplication_and_reorder_converge(seed: int) -> None:
             asked = len(one.catchup)
             ask = one.catchup[-1]
             if chance.random() < 0.3:
-                one.take(CatchupFailed(ask.voter, now))
+                one.take(CatchupFailed(ask.helper, now))
             else:
                 one.take(
-                    CatchupIn(ask.voter, entries(ask.first, min(sent, ask.first + 40), sent), now)
+                    CatchupIn(ask.helper, entries(ask.first, min(sent, ask.first + 40), sent), now)
                 )
         if one.wake_ms is not None and now >= one.wake_ms:
             one.take(Clock(now))

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from trex_core import proof
 from trex_core.messages import NO_BALLOT, StreamRun, StreamTip, VoterDigest
-from trex_core.proof import ContradictionError, Proof
+from trex_core.proof import ContradictionError, Proof, tip_of
 from trex_core.state import chain_run, chain_start
 
 VALUES = tuple(b"\x97value %d" % slot for slot in range(1, 101))
@@ -36,7 +36,7 @@ class Believer:
 
     def hear(self, *runs, tips=()):
         for slot in tips:
-            assert self.proof.tip(tip(slot))
+            assert self.proof.tip(tip_of(tip(slot)))
         anchors = [(slot, CHAINS[slot]) for slot in tips]
         return self.proof.proven([(1, run) for run in runs], anchors)
 
@@ -127,8 +127,8 @@ def test_a_forged_tip_proves_nothing():
     one = Believer()
     evil = b"e" * 32
     said = StreamTip(NO_BALLOT, True, 9, evil, DIGEST, 1, b"9 signed it, really")
-    assert not one.proof.tip(said)
-    assert not one.proof.tip(replace(tip(9), signer=2))
+    assert not one.proof.tip(tip_of(said))
+    assert not one.proof.tip(tip_of(replace(tip(9), signer=2)))
     assert one.counted == {"dropped_signature": 2}
 
 
@@ -136,10 +136,10 @@ def test_a_forged_tip_proves_nothing():
 def test_tips_that_contradict_are_evidence(voter):
     one = Believer()
     evil = b"e" * 32
-    assert one.proof.tip(tip(9))
-    assert one.proof.tip(tip(9, 3)), "another voter's of the same chain is none"
+    assert one.proof.tip(tip_of(tip(9)))
+    assert one.proof.tip(tip_of(tip(9, 3))), "another voter's of the same chain is none"
     with pytest.raises(ContradictionError, match="slot 9") as caught:
-        one.proof.tip(tip(9, voter, evil))
+        one.proof.tip(tip_of(tip(9, voter, evil)))
     assert {each.chain for each in caught.value.tips} == {CHAINS[9], evil}
     assert all(each.signature == signature(each.voter, 9, each.chain) for each in caught.value.tips)
 
@@ -147,7 +147,7 @@ def test_tips_that_contradict_are_evidence(voter):
 def test_a_tip_once_verified_is_not_verified_again():
     one = Believer()
     for _ in range(10):
-        assert one.proof.tip(tip(9))
+        assert one.proof.tip(tip_of(tip(9)))
     assert one.verified == 1
 
 

@@ -308,25 +308,31 @@ class Backbone:
             writer.close()
             del self._open[writer]
 
+    def entries(self, voter: int, first: int, last: int) -> CatchupEntries:
+        """Slots ``first``..``last`` as the archive of ``voter`` tells them."""
+        tip = self.signer(voter).signed_tip(self.tip, self.chains[self.tip])
+        if first > last:
+            return CatchupEntries(first, self.chains[last], (), tip, tip)
+        end = self.signer(voter).signed_tip(last, self.chains[last])
+        values = tuple(self.log[first - 1 : last])
+        return CatchupEntries(first, self.chains[first - 1], values, end, tip)
+
     def answer(self, voter: int, request: CatchupMessage) -> CatchupMessage | None:
         """What ``voter`` answers; None: it hangs up."""
         if voter in self.down:
             return None
         match request:
             case CatchupRequest(first=first) if first > self.tip:
-                last = self.tip
-                return CatchupEntries(first, self.chains[last], (), last, self.chains[last])
+                return self.entries(voter, first, self.tip)
             case CatchupRequest(first=first) if first < self.retained_from:
                 if self.snapshot is None:
                     return AskOther(0, "my log begins later and I have no snapshot")
                 slot, data = self.snapshot
                 digest = hashlib.blake2b(data, digest_size=32).digest()
-                return SnapshotOffer(slot, self.chains[slot], len(data), digest)
+                offer = SnapshotOffer(slot, self.chains[slot], len(data), digest)
+                return self.signer(voter).offer(offer)
             case CatchupRequest(first=first):
-                values = tuple(self.log[first - 1 : first - 1 + self.entries_max])
-                return CatchupEntries(
-                    first, self.chains[first - 1], values, self.tip, self.chains[self.tip]
-                )
+                return self.entries(voter, first, min(self.tip, first + self.entries_max - 1))
             case SnapshotRequest(slot=slot, offset=offset):
                 if self.snapshot is None or self.snapshot[0] != slot:
                     return AskOther(0, f"I have no snapshot at {slot}")

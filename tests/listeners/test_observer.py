@@ -11,12 +11,21 @@ import anyio
 import pytest
 
 from listeners import ListenerOptions, Reset, open_listener
-from listeners.source import CatchupError, drop_share
+from listeners.catchup import CatchupError
+from listeners.source import drop_share
 from tests.credentials import folder
 from tests.listeners.backbone import BALLOT, DIGEST, Backbone, make_cluster
 from tests.listeners.workload import put, replayed, same, workload
 from trex_core.learner import LearnerConfig
-from trex_core.messages import CatchupEntries, SnapshotOffer, StreamRun, StreamTip
+from trex_core.messages import (
+    NO_BALLOT,
+    VOTER_ID_MAX,
+    CatchupEntries,
+    SignedTip,
+    SnapshotOffer,
+    StreamRun,
+    StreamTip,
+)
 from trex_core.metadata.state import state_chunks, state_from
 from trex_core.snapshot import decode_snapshot, encode_snapshot
 from trex_core.state import FixedRun
@@ -219,7 +228,16 @@ class Tape:
         self.over = asyncio.Event()
         return self
 
-    def archives(self, _counters: Counter[str]) -> Tape:
+    instance = VOTER_ID_MAX + 1
+    helps = ""
+
+    async def help(self, _revoked) -> None:
+        pass
+
+    def delivered(self, _run) -> None:
+        pass
+
+    def archives(self, _counters: Counter[str], _revoked) -> Tape:
         return self
 
     async def wait(self, until_s):
@@ -258,7 +276,8 @@ class Tape:
             raise CatchupError(voter, "nothing was recorded")
         snapshot = decode_snapshot(self.data)
         if first > snapshot.slot:
-            return CatchupEntries(first, snapshot.chain, (), 0, snapshot.chain)
+            tip = SignedTip(0, snapshot.chain, NO_BALLOT, 1, b"")
+            return CatchupEntries(first, snapshot.chain, (), tip, tip)
         digest = hashlib.blake2b(self.data, digest_size=32).digest()
         return SnapshotOffer(snapshot.slot, snapshot.chain, len(self.data), digest)
 

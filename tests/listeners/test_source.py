@@ -12,17 +12,18 @@ from collections import Counter
 import anyio
 import msgspec
 import pytest
+from msgspec.structs import replace
 
-import listeners.source
+import listeners.catchup
+from listeners.catchup import CatchupClient, CatchupError
 from listeners.source import (
     DROP_VARIABLE,
-    CatchupClient,
-    CatchupError,
     Source,
     SourceError,
     drop_from_environment,
     drop_share,
 )
+from listeners.trust import Trust
 from tests.credentials import held
 from tests.listeners.backbone import BALLOT, DIGEST, Backbone, make_cluster
 from trex_core.cluster import ConfigError
@@ -309,10 +310,7 @@ def test_the_seam_of_processes_is_off_unless_asked_for(monkeypatch):
 
 async def test_a_group_that_cannot_be_joined_says_what_to_check():
     cluster = make_cluster()
-    broken = listeners.source.msgspec.structs.replace(
-        cluster,
-        stream=listeners.source.msgspec.structs.replace(cluster.stream, interface="203.0.113.9"),
-    )
+    broken = replace(cluster, stream=replace(cluster.stream, interface="203.0.113.9"))
     with pytest.raises(SourceError, match=r"check \[stream\] group, port and interface"):
         Source(broken, held(broken), Counter())
 
@@ -320,11 +318,18 @@ async def test_a_group_that_cannot_be_joined_says_what_to_check():
 # --- catch-up -------------------------------------------------------------------------------
 
 
+def client_of(backbone, counters, **options):
+    """A catch-up client with a belief of its own."""
+    papers = held(backbone.cluster)
+    trust = Trust(backbone.cluster, papers, counters)
+    return CatchupClient(backbone.cluster, papers, "me", counters, None, trust, **options)
+
+
 @pytest.fixture
 async def archive(backbone):
     """A backbone that serves, with a catch-up client of it."""
     counters: Counter[str] = Counter()
-    client = CatchupClient(backbone.cluster, held(backbone.cluster), "me", counters, None)
+    client = client_of(backbone, counters)
     async with backbone.serving(heartbeat_s=0):
         yield backbone, client, counters
         await client.aclose()
@@ -350,19 +355,19 @@ async def test_another_voter_is_asked_after_one_is_down(archive):
     backbone.down = {1}
     with pytest.raises(CatchupError) as failed:
         await client.entries(1, 1)
-    assert failed.value.voter == 1
+    assert failed.value.helper == 1
     assert isinstance(await client.entries(2, 1), CatchupEntries)
 
 
 async def test_a_refused_connection_is_an_error_of_that_voter(backbone):
-    client = CatchupClient(backbone.cluster, held(backbone.cluster), "me", Counter(), None)
+    client = client_of(backbone, Counter())
     with pytest.raises(CatchupError, match="voter 3"):
         await client.entries(3, 1)
 
 
 async def test_a_silent_archive_fails_by_its_deadline(archive, monkeypatch):
     backbone, client, _ = archive
-    monkeypatch.setattr(listeners.source, "ANSWER_DEADLINE_S", 0.05)
+    monkeypatch.setattr(listeners.catchup, "ANSWER_DEADLINE_S", 0.05)
     backbone.silent = {2}
     with anyio.fail_after(DEADLINE_S), pytest.raises(CatchupError, match="deadline"):
         await client.entries(2, 1)
@@ -384,11 +389,11 @@ async def test_cancelled_in_an_answer_the_next_request_starts_afresh(archive):
 @pytest.mark.parametrize(
     "wrong",
     [
-        lambda b: CatchupEntries(2, b.chains[0], tuple(b.log), b.tip, b.chains[-1]),
-        lambda b: CatchupEntries(1, b"", tuple(b.log), b.tip, b.chains[-1]),
-        lambda b: CatchupEntries(1, b.chains[0], (b"junk",), b.tip, b.chains[-1]),
-        lambda b: SnapshotOffer(5, b.chains[5], 0, bytes(32)),
-        lambda b: SnapshotOffer(0, b.chains[0], 10, bytes(32)),
+        lambda b: replace(b.entries(1, 1, b.tip), first=2),
+        lambda b: replace(b.entries(1, 1, b.tip), chain_before=b""),
+        lambda b: replace(b.entries(1, 1, b.tip), values=(b"junk",)),
+        lambda b: b.signer(1).offer(SnapshotOffer(5, b.chains[5], 0, bytes(32))),
+        lambda b: b.signer(1).offer(SnapshotOffer(0, b.chains[0], 10, bytes(32))),
         lambda _: RepairRequest("x", 1, 1, 1),
     ],
 )

@@ -28,6 +28,7 @@ from trex_core.messages import (
     Refusal,
     RefusalReason,
     RepairRequest,
+    SignedTip,
     SnapshotChunk,
     SnapshotOffer,
     SnapshotRequest,
@@ -594,7 +595,7 @@ class Voter:
         match decode_catchup(part.body):
             case CatchupEntries() as entries:
                 self.step(
-                    Learn(to, entries.first, entries.chain_before, entries.values, entries.tip_slot)
+                    Learn(to, entries.first, entries.chain_before, entries.values, entries.tip.slot)
                 )
             case SnapshotOffer(slot=slot):
                 self.download = (talk, b"")
@@ -667,4 +668,9 @@ class Voter:
             values.append(value)
             size += len(value)
         chain = self.chains[first - 1 - before] if first - 1 <= tip else b""
-        return CatchupEntries(first, chain, tuple(values), tip, self.chains[-1])
+        newest = SignedTip(tip, self.chains[-1], NO_BALLOT, self.identity.sender, b"")
+        last = first + len(values) - 1
+        end = newest
+        if values and last < tip:
+            end = SignedTip(last, self.chains[last - before], NO_BALLOT, newest.voter, b"")
+        return CatchupEntries(first, chain, tuple(values), end, newest)

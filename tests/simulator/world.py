@@ -267,14 +267,14 @@ class World:
     def call(
         self,
         caller: Node,
-        voter: Voter,
+        helper: Voter | Listener,
         request: bytes,
         on_reply: Callable[[Any, Any], None],
         on_failure: Callable[[Any, Any], None],
         boot: int,
     ) -> None:
-        """Ask the archive of ``voter``: exactly one of the two handlers is called, unless the
-        caller crashed meanwhile."""
+        """Ask ``helper`` for catch-up: exactly one of the two handlers is called, unless the caller
+        crashed meanwhile."""
 
         def alive() -> bool:
             return caller.up and caller.boot == boot
@@ -288,11 +288,12 @@ class World:
                 on_reply(reply, None)
 
         def arrived(data: bytes, _: object) -> None:
-            reply = voter.serve(data) if voter.up else None
-            if reply is None or not self.network.connection(voter.address, caller, reply, answered):
+            reply = helper.serve(data) if helper.up else None
+            back = self.network.connection
+            if reply is None or not back(helper.address, caller, reply, answered):
                 self.push(CALL_TIMEOUT_US, caller, fail, None, None)
 
-        node = _Machine(voter.address)
+        node = _Machine(helper.address)
         if not self.network.connection(caller.address, node, request, arrived):
             self.push(CALL_TIMEOUT_US, caller, fail, None, None)
 

@@ -18,6 +18,7 @@ import pytest
 
 from tests.credentials import folder, papers
 from tests.voters.test_journal import BALLOT, CLUSTER, SEGMENT_BYTES, VOTER, Writer, value
+from trex_core.access import voter_name
 from trex_core.cluster import ClusterConfig, StreamConfig, VoterEntry
 from trex_core.messages import (
     RUN_SLOTS_MAX,
@@ -30,6 +31,7 @@ from trex_core.messages import (
     SnapshotOffer,
     SnapshotRequest,
 )
+from trex_core.seal import Signer, Verifier
 from trex_core.sessions import NO_SESSIONS
 from trex_core.snapshot import encode_snapshot
 from trex_core.state import (
@@ -67,6 +69,9 @@ CONFIG = ClusterConfig(
     stream=StreamConfig("239.255.9.9", 4000),
 )
 GENESIS = Genesis((1, 2, 3), (7, 8, 9))
+HELD = papers(CONFIG, voter_name(VOTER))
+SIGNER = Signer(HELD.keys.signing, CLUSTER, VOTER)
+VERIFIER = Verifier(HELD.keys.public, CLUSTER)
 
 
 class Voter:
@@ -155,9 +160,13 @@ class Follower:
         chunks = 0
         while True:
             answer = await self.entries(first, bytes_max)
-            assert answer.tip_chain == voter.chains[answer.tip_slot]
+            assert answer.tip.chain == voter.chains[answer.tip.slot]
+            assert answer.end.chain == voter.chains[answer.end.slot]
+            for tip in (answer.end, answer.tip):
+                assert tip.voter == VOTER
+                assert VERIFIER.tip(VOTER, tip.ballot, tip.slot, tip.chain, tip.signature)
             if not answer.values:
-                assert first == answer.tip_slot + 1
+                assert first == answer.tip.slot + 1
                 return chunks
             chunks += 1
             assert answer.chain_before == voter.chains[first - 1]
@@ -201,9 +210,7 @@ def free_port() -> int:
 @asynccontextmanager
 async def scene(base: Path, **options: int) -> AsyncIterator[Scene]:
     voter = Voter(base)
-    server = ArchiveServer(
-        Archive(voter.paths, CLUSTER, **options), CLUSTER, papers(CONFIG, "voter-1")
-    )
+    server = ArchiveServer(Archive(voter.paths, CLUSTER, SIGNER, **options), CLUSTER, HELD)
     port = free_port()
     await server.listen("127.0.0.1", port)
     stage = Scene(voter, server, port)
@@ -233,7 +240,7 @@ def test_follows_a_journal_that_is_being_written(tmp_path: Path) -> None:
         async with scene(tmp_path) as stage:
             voter, follower = stage.voter, await stage.follower()
             empty = await follower.entries(1)
-            assert (empty.values, empty.tip_slot) == ((), 0)
+            assert (empty.values, empty.tip.slot) == ((), 0)
             first = 1
             for step in range(40):
                 voter.fix(1 + step % 7, 30 + 97 * (step % 5))
@@ -241,7 +248,7 @@ def test_follows_a_journal_that_is_being_written(tmp_path: Path) -> None:
                 first = voter.tip + 1
             assert voter.writer.journal.segments >= 2
             beyond = await follower.entries(voter.tip + 50)
-            assert (beyond.values, beyond.tip_slot) == ((), voter.tip)
+            assert (beyond.values, beyond.tip.slot) == ((), voter.tip)
 
     play(story())
 
@@ -334,7 +341,7 @@ def test_values_accepted_long_before_they_are_fixed(tmp_path: Path) -> None:
                 answer = await cold.entries(first, 2000)
                 assert answer.chain_before == voter.chains[first - 1]
                 assert answer.values[0] == voter.values[first]
-            fresh = Archive(voter.paths, CLUSTER)
+            fresh = Archive(voter.paths, CLUSTER, SIGNER)
             for first in random.Random(3).sample(range(1, voter.tip), 40):
                 found, _ = await fresh.answer(CatchupRequest("test", first, 2000), None)
                 assert isinstance(found, CatchupEntries), f"slot {first}: {found}"
@@ -360,7 +367,7 @@ def test_half_written_entry_is_not_there_yet(tmp_path: Path) -> None:
                 half = held[: end - cut].ljust(len(held), b"\0")
                 (voter.paths.journal / segment_name(3)).write_bytes(half)
                 answer = await follower.entries(1)
-                assert (len(answer.values), answer.tip_slot) == (2, 2)
+                assert (len(answer.values), answer.tip.slot) == (2, 2)
             (voter.paths.journal / segment_name(3)).write_bytes(held)
             await follower.follow(voter, 3)
 
@@ -393,7 +400,8 @@ def test_a_snapshot_where_the_log_does_not_reach_back(tmp_path: Path) -> None:
             offer = await follower.ask(CatchupRequest("test", 1))
             assert isinstance(offer, SnapshotOffer)
             digest = hashlib.blake2b(data, digest_size=32).digest()
-            assert offer == SnapshotOffer(slot, voter.chains[slot], len(data), digest)
+            assert offer == SIGNER.offer(SnapshotOffer(slot, voter.chains[slot], len(data), digest))
+            assert VERIFIER.offer(offer)
             assert await fetch(follower, offer) == data
             end = await follower.ask(SnapshotRequest(slot, len(data)))
             assert end == SnapshotChunk(slot, len(data), b"")
@@ -649,7 +657,7 @@ def test_a_slow_reader_is_dropped_and_holds_one_answer(
 def test_port_in_use(tmp_path: Path) -> None:
     async def story() -> None:
         async with scene(tmp_path) as stage:
-            other = ArchiveServer(stage.server.archive, CLUSTER, papers(CONFIG, "voter-1"))
+            other = ArchiveServer(stage.server.archive, CLUSTER, papers(CONFIG, voter_name(VOTER)))
             with pytest.raises(StartError, match=r"archive_port.*in use"):
                 await other.listen("127.0.0.1", stage.port)
 

@@ -7,6 +7,7 @@ import itertools
 import pytest
 from msgspec.structs import replace
 
+from trex_core import shelf
 from trex_core.messages import (
     WORDS_BYTES,
     Ballot,
@@ -22,10 +23,11 @@ from trex_core.messages import (
 )
 from trex_core.roster import NAME_BYTES_MAX, VERSION_BYTES_MAX, Roster
 from trex_core.seal import Signer, Verifier
+from trex_core.shelf import REPAIR_LINGER_S
 from trex_core.state import FixedRun, chain_run, chain_start
 from trex_core.wire import DATAGRAM_BODY_BYTES_MAX, decode_stream
 from voters import publisher
-from voters.publisher import REPAIR_LINGER_S, Publisher
+from voters.publisher import Publisher
 from voters.server import WHY_CHARS_MAX
 
 BALLOT = Ballot(0, 3, 1)
@@ -109,7 +111,7 @@ def test_a_run_is_cut_so_that_each_datagram_stands_alone(size):
     assert values == run.values
     for one, two in itertools.pairwise(sent):
         both = sum(len(value) + 5 for value in (*one.values, two.values[0]))
-        assert both > publisher.RUN_VALUES_BYTES_MAX, "datagrams are filled"
+        assert both > shelf.RUN_VALUES_BYTES_MAX, "datagrams are filled"
 
 
 def test_a_value_too_large_is_left_out_and_the_tip_announces_it():
@@ -267,7 +269,7 @@ def test_requests_beyond_what_may_wait_are_dropped():
     drain(stream)
     for first in range(1, 300):
         stream.ask(first, first)
-    assert stream.counted["repair.queue_full"] == 299 - publisher.REPAIR_RANGES_MAX
+    assert stream.counted["repair.queue_full"] == 299 - shelf.REPAIR_RANGES_MAX
 
 
 def test_one_request_is_looked_at_up_to_a_limit():
@@ -275,7 +277,7 @@ def test_one_request_is_looked_at_up_to_a_limit():
     stream.fix(*[1] * 3000)
     drain(stream)
     stream.ask(1, 1 << 60)
-    assert sum(len(m.values) for m in drain(stream)) == publisher.REPAIR_SLOTS_MAX
+    assert sum(len(m.values) for m in drain(stream)) == shelf.REPAIR_SLOTS_MAX
 
 
 @pytest.mark.parametrize(("first", "last"), [(11, 20), (9, 3), (-5, 0), (0, 0), (1 << 62, 1 << 63)])
@@ -294,10 +296,10 @@ def test_memory_is_bounded_and_the_oldest_goes(monkeypatch):
     for _ in range(300):
         stream.fix(1000)
         drain(stream)
-    assert stream.publisher._recent_bytes <= 100_000
-    assert len(stream.publisher._recent) < 100
+    assert stream.publisher._shelf._bytes <= 100_000
+    assert len(stream.publisher._shelf._held) < 100
     stream.ask(1, 300)
-    assert {m.first for m in drain(stream)} == set(range(stream.publisher._recent_first, 301))
+    assert {m.first for m in drain(stream)} == set(range(stream.publisher._shelf.first, 301))
 
 
 def test_a_run_larger_than_all_memory_harms_nobody(monkeypatch):
@@ -314,7 +316,7 @@ def test_a_range_that_went_while_it_waited_is_let_go(monkeypatch):
     stream.fix(*[100] * 10)
     drain(stream)
     stream.ask(1, 10)
-    monkeypatch.setattr(publisher, "RECENT_SLOTS_MAX", 5)
+    monkeypatch.setattr(stream.publisher._shelf, "_slots_max", 5)
     stream.fix(*[100] * 10)
     assert [m.first for m in drain(stream) if m.repair] == []
 

@@ -1,0 +1,214 @@
+"""What a listener does for other listeners: this module alone serves catch-up from memory.
+
+Entries that stand on the listener's shelf are served over TCP (TLS, to holders of the cluster's
+certificates), each answer ending at a tip that a voter signed, so that nobody need believe this
+listener.  What is older, and snapshots, are the voters' business: "ask another".  Every request is
+answered.
+
+Whatever others ask costs this listener little: at most CONNECTIONS_MAX connections, one request of
+each at a time, HANDSHAKES_PER_S handshakes a second, and all answers together leave at most
+BYTES_PER_S.  Repairs by multicast have the shelf's own cap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from listeners.credentials import Credentials, other_end
+from listeners.trust import Trust
+from trex_core.cluster import ClusterConfig, ConfigError
+from trex_core.messages import (
+    RUN_BYTES_MAX,
+    RUN_SLOTS_MAX,
+    AskOther,
+    CatchupEntries,
+    CatchupMessage,
+    CatchupRequest,
+    SnapshotRequest,
+)
+from trex_core.wire import (
+    HEADER_BYTES,
+    Channel,
+    FrameError,
+    Identity,
+    body_bytes,
+    decode_catchup,
+    encode_body,
+    frame,
+    unframe,
+)
+
+CONNECTIONS_MAX: Final = 8
+"""Most others served at a time; further ones wait in the kernel's queue."""
+HANDSHAKES_PER_S: Final = 50
+"""Most TLS handshakes begun in a second: each costs some 1.5 ms, and anybody can ask for one."""
+HANDSHAKE_S: Final = 5.0
+"""Seconds that a handshake may take."""
+GOODBYE_S: Final = 0.5
+IDLE_S: Final = 10.0
+"""Seconds within which the next request must have come."""
+WRITE_S: Final = 10.0
+"""Seconds within which an answer must have been taken."""
+BYTES_PER_S: Final = 16 << 20
+"""Most bytes a second of all answers together."""
+REQUEST_BYTES_MAX: Final = 4096
+"""Largest body of a request, in bytes."""
+ACCEPT_AGAIN_S: Final = 0.1
+"""When the process has no file descriptor left, accepting is tried again after this time."""
+HELPED_ROLES: Final = ("listener", "voter", "admin")
+LOG: Final = logging.getLogger("trex.listener")
+
+Revoked = Callable[[], frozenset[str]]
+"""The serials of certificates that are no longer good."""
+
+
+def answer_to(message: CatchupMessage, trust: Trust) -> CatchupMessage:
+    """What the listener answers. Raises :class:`FrameError` if ``message`` is no request."""
+    match message:
+        case SnapshotRequest():
+            return AskOther(0, "a listener serves no snapshots")
+        case CatchupRequest(first=first):
+            pass
+        case _:
+            raise FrameError("body")
+    shelf, tip = trust.shelf, trust.proof.newest
+    if tip is None or not shelf.chain:
+        return AskOther(0, "this listener knows nothing yet")
+    first = max(1, first)
+    if first > tip.slot:
+        return CatchupEntries(first, tip.chain, (), tip, tip)
+    if first > shelf.last:
+        return AskOther(0, f"this listener is at slot {shelf.last} itself")
+    if first < shelf.first:
+        return AskOther(0, f"this listener keeps no slot before {shelf.first}")
+    bytes_max = min(max(1, message.bytes_max), RUN_BYTES_MAX)
+    end = trust.proof.tip_within(first, shelf.last_within(first, RUN_SLOTS_MAX, bytes_max))
+    piece = shelf.run(first, end.slot) if end is not None else None
+    if end is None or piece is None:
+        return AskOther(0, f"no tip is known here that would prove slot {first}")
+    return CatchupEntries(first, piece.chain_before, piece.values, end, tip)
+
+
+class Relay:
+    """Serves what ``trust`` keeps, on a port of its own of the stream's interface."""
+
+    def __init__(
+        self,
+        cluster: ClusterConfig,
+        credentials: Credentials,
+        trust: Trust,
+        counters: Counter[str],
+    ) -> None:
+        """Bind. Raises ``OSError`` when that is not possible."""
+        self._cluster_id = cluster.cluster_id_bytes
+        self._identity = Identity(self._cluster_id)
+        self._credentials = credentials
+        self._trust = trust
+        self._counters = counters
+        self._pace = asyncio.Lock()
+        self._socket = socket.create_server((cluster.stream.interface, 0), backlog=64)
+        self._socket.setblocking(False)
+        host, port = self._socket.getsockname()
+        self.address: Final = f"{host}:{port}"
+        """As reports tell it."""
+
+    def close(self) -> None:
+        """Accept nobody from now on. Again: does nothing."""
+        self._socket.close()
+
+    async def serve(self, revoked: Revoked) -> None:
+        """Serve until cancelled."""
+        loop = asyncio.get_running_loop()
+        room = asyncio.Semaphore(CONNECTIONS_MAX)
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                await room.acquire()
+                try:
+                    sock, _ = await loop.sock_accept(self._socket)
+                except OSError:
+                    self._counters["relay_accept_failed"] += 1
+                    room.release()
+                    await asyncio.sleep(ACCEPT_AGAIN_S)
+                    continue
+                task = tasks.create_task(self._serve(sock, revoked))
+                task.add_done_callback(lambda _: room.release())
+                await asyncio.sleep(1 / HANDSHAKES_PER_S)
+
+    async def _serve(self, sock: socket.socket, revoked: Revoked) -> None:
+        reader = asyncio.StreamReader(limit=HEADER_BYTES + REQUEST_BYTES_MAX)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        loop = asyncio.get_running_loop()
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            async with asyncio.timeout(HANDSHAKE_S):
+                transport, _ = await loop.connect_accepted_socket(
+                    lambda: protocol,
+                    sock,
+                    ssl=self._credentials.server,
+                    ssl_handshake_timeout=HANDSHAKE_S,
+                    ssl_shutdown_timeout=GOODBYE_S,
+                )
+        except (OSError, TimeoutError):
+            self._counters["relay_tls_refused"] += 1
+            sock.close()
+            return
+        writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+        try:
+            await self._converse(reader, writer, revoked)
+        except ConfigError:
+            self._counters["relay_denied"] += 1
+        except FrameError as error:
+            self._counters[f"relay_dropped_{error.reason}"] += 1
+        except TimeoutError:
+            self._counters["relay_too_slow"] += 1
+        except (OSError, asyncio.IncompleteReadError, ssl.SSLError):
+            self._counters["relay_broken"] += 1
+        finally:
+            transport.abort()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+    async def _converse(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, revoked: Revoked
+    ) -> None:
+        holder = other_end(writer.get_extra_info("ssl_object"), self._cluster_id)
+        # No answer waits in memory behind another: drain() returns when all was taken.
+        writer.transport.set_write_buffer_limits(high=1, low=0)
+        while True:
+            async with asyncio.timeout(IDLE_S):
+                message = await self._receive(reader)
+            if message is None:
+                return
+            if holder.grant.role not in HELPED_ROLES or holder.serial in revoked():
+                self._counters["relay_denied"] += 1
+                answer: CatchupMessage = AskOther(0, f"a {holder.grant.role} has no business here")
+            else:
+                answer = answer_to(message, self._trust)
+            data = frame(self._identity, Channel.CATCHUP, encode_body(answer))
+            self._counters["relay_answers"] += 1
+            self._counters["relay_slots"] += (
+                len(answer.values) if isinstance(answer, CatchupEntries) else 0
+            )
+            async with self._pace:
+                await asyncio.sleep(len(data) / BYTES_PER_S)
+            writer.write(data)
+            async with asyncio.timeout(WRITE_S):
+                await writer.drain()
+
+    async def _receive(self, reader: asyncio.StreamReader) -> CatchupMessage | None:
+        try:
+            header = await reader.readexactly(HEADER_BYTES)
+        except asyncio.IncompleteReadError as error:
+            if not error.partial:
+                return None
+            raise
+        size = body_bytes(header, self._cluster_id, REQUEST_BYTES_MAX)
+        body = await reader.readexactly(size)
+        return decode_catchup(unframe(header + body, self._cluster_id, Channel.CATCHUP).body)
