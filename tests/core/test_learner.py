@@ -11,6 +11,7 @@ from trex_core.learner import (
     CatchupFailed,
     CatchupIn,
     Clock,
+    HelperHeard,
     Installed,
     LearnerConfig,
     RepairHeard,
@@ -19,6 +20,7 @@ from trex_core.learner import (
 )
 from trex_core.messages import (
     NO_BALLOT,
+    VOTER_ID_MAX,
     AskOther,
     CatchupEntries,
     RepairRequest,
@@ -305,3 +307,93 @@ def test_slots_that_cannot_be_are_dropped_and_counted(first: int) -> None:
     after, effects = learner.learn(config, before, learner.StreamIn(1, run, 1))
     assert (after.slot, effects.deliver) == (0, ())
     assert effects.counters == (("malformed",) if first < 1 else ())
+
+
+# --- listeners that help ----------------------------------------------------------------------
+
+KIND = tuple(VOTER_ID_MAX + n for n in range(1, 20))
+
+
+def test_the_second_request_for_a_repair_names_a_listener_that_helps() -> None:
+    one = Driven()
+    one.take(StreamIn(2, tip(1, leading=False), 0))
+    one.take(HelperHeard(KIND[0], True, 0))
+    one.take(StreamIn(1, run(3, 3), 0))
+    now = 0
+    while len(one.requests) < 2:
+        assert one.wake_ms is not None and not one.catchup
+        now = one.wake_ms
+        one.take(Clock(now))
+    first, second = one.requests
+    assert first.responder in CONFIG.voters and second.responder == KIND[0]
+    one.take(StreamIn(0, run(1, 2, repair=True), now))
+    assert tuple(one.delivered) == VALUES[:3]
+    assert one.counters["gap_closed_by_repair"] == 1
+
+
+@pytest.mark.parametrize("why", ["never heard", "not able any more", "silent for long"])
+def test_without_a_helper_another_voter_is_named(why: str) -> None:
+    one = Driven()
+    if why != "never heard":
+        one.take(HelperHeard(KIND[0], True, 0))
+    if why == "not able any more":
+        one.take(HelperHeard(KIND[0], False, 1))
+    now = learner.HELPER_MS if why == "silent for long" else 1
+    one.take(StreamIn(1, run(3, 3), now))
+    while len(one.requests) < 2:
+        assert one.wake_ms is not None and not one.catchup
+        now = one.wake_ms
+        one.take(Clock(now))
+    assert {r.responder for r in one.requests} <= set(CONFIG.voters)
+
+
+def test_helpers_remembered_are_few_and_the_newest() -> None:
+    one = Driven()
+    for now, instance in enumerate((*KIND, KIND[3])):
+        one.take(HelperHeard(instance, True, now))
+    held = [helper.instance for helper in one.state.helpers]
+    assert len(held) == learner.HELPERS_MAX == len(set(held)) and held[-1] == KIND[3]
+
+
+def test_catch_up_asks_all_voters_first_and_then_listeners_in_between() -> None:
+    one = Driven()
+    one.take(HelperHeard(KIND[0], True, 0))
+    one.take(StreamIn(1, tip(2900), 0))
+    now = 0
+    while len(one.catchup) < 9:
+        one.take(CatchupFailed(one.catchup[-1].helper, now))
+        assert one.wake_ms is not None
+        now = one.wake_ms
+        one.take(HelperHeard(KIND[0], True, now))
+        one.take(Clock(now))
+    asked = [ask.helper for ask in one.catchup]
+    assert set(asked[:3]) == {1, 2, 3}
+    assert asked[3::2] == [KIND[0]] * 3 and set(asked[4::2]) == {1, 2, 3}
+
+
+def test_a_listener_gives_one_answer_and_then_it_is_a_voters_turn() -> None:
+    """However little it gives, and however slowly: no listener can hold another up."""
+    one = Driven()
+    one.take(HelperHeard(KIND[0], True, 0))
+    one.take(StreamIn(1, tip(2900), 0))
+    now = 0
+    while one.catchup[-1].helper != KIND[0]:
+        one.take(CatchupFailed(one.catchup[-1].helper, now))
+        assert one.wake_ms is not None
+        now = one.wake_ms
+        one.take(Clock(now))
+    one.take(CatchupIn(KIND[0], entries(1, 1, 2900), now))
+    assert one.catchup[-1].helper in CONFIG.voters and one.catchup[-1].first == 2
+    one.take(CatchupIn(one.catchup[-1].helper, entries(2, 500, 2900), now))
+    assert one.catchup[-1].helper == one.catchup[-2].helper, "a voter goes on"
+
+
+def test_a_listener_says_nothing_of_who_lives_and_leads() -> None:
+    one = Driven()
+    one.take(StreamIn(1, tip(1), 0))
+    before = one.state
+    one.take(StreamIn(0, run(1, 1, repair=True), 500))
+    assert tuple(one.delivered) == VALUES[:1]
+    assert (one.state.heard, one.state.heard_ms) == (before.heard, before.heard_ms)
+    one.take(StreamIn(0, run(2, 2), 500))
+    assert one.counters["stranger"] == 1 and len(one.delivered) == 1
