@@ -4,6 +4,7 @@ the leader none of it."""
 from __future__ import annotations
 
 import json
+import signal
 
 import anyio
 
@@ -65,3 +66,28 @@ async def test_at_5_percent_loss_gaps_are_closed_by_repair_and_never_by_the_lead
         assert repaired / (repaired + caught_up) >= 0.9
         assert by_voter[leader] == 0, "the leader repairs nothing"
         assert sum(by_voter.values()) > 0
+
+
+async def test_when_every_voter_is_gone_a_new_listener_still_learns_all_from_another(tmp_path):
+    """Ordered to the last voter: nobody is left who could sign anything new, and what listeners
+    keep is signed already."""
+    with LocalCluster(tmp_path, 3) as cluster:
+        cluster.start_voters()
+        cluster.start_listener("old").wait_for_line("listener.ready", 30)
+        async with open_driver(config_of(cluster), cluster.credentials(), deadline_s=60) as driver:
+            written = {f"k{n}": str(n) for n in range(50)}
+            for key, value in written.items():
+                slot = await put(driver, key, value)
+        old = cluster.directory / "old" / "sql.sock"
+        query_socket(old, "SELECT 1", deadline_ms=60_000, at_least_slot=slot)
+        for voter in cluster.voter_ids:
+            cluster.voter(voter).send(signal.SIGKILL)
+            cluster.voter(voter).process.wait()
+        cluster.start_listener("new").wait_for_line("listener.ready", 60)
+        ask = "SELECT key, value FROM config ORDER BY key"
+        new = cluster.directory / "new" / "sql.sock"
+        found = query_socket(new, ask, deadline_ms=60_000, at_least_slot=slot).rows
+        assert dict(found) == written
+        chains = "SELECT slot, chain FROM commits ORDER BY slot"
+        there = query_socket(new, chains, deadline_ms=60_000).rows
+        assert there == query_socket(old, chains, deadline_ms=60_000).rows
