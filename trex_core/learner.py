@@ -363,6 +363,8 @@ class _Turn:
         gap = self.state.gap
         if gap is None or request.listener == self.config.name:
             return
+        if gap.rounds >= REPAIR_ROUNDS_MAX:
+            return  # TCP is next: who asks again and again must not put that off for ever
         if (
             request.first <= self.state.slot + 1
             and min(gap.last, self.asked_last()) <= request.last

@@ -8,6 +8,7 @@ import pytest
 
 from trex_core import learner
 from trex_core.learner import (
+    REPAIR_ROUNDS_MAX,
     CatchupFailed,
     CatchupIn,
     Clock,
@@ -151,6 +152,18 @@ def test_hearing_anothers_request_suppresses_ones_own() -> None:
     assert one.counters["repair_suppressed"] == 1
     one.take(StreamIn(2, run(1, 2, repair=True), 12))
     assert tuple(one.delivered) == VALUES[:3]
+
+
+def test_who_asks_again_and_again_puts_the_catch_up_off_by_two_rounds_only() -> None:
+    one = Driven()
+    one.take(StreamIn(1, run(3, 3), 0))
+    for now in range(1, 1000):  # one every millisecond, of a listener that wants no repair
+        one.take(RepairHeard(RepairRequest("two", 2, 1, 2), now))
+        one.take(StreamIn(1, tip(3), now))  # the stream is not silent
+        if one.catchup:
+            break
+    assert one.catchup and now <= 2 * CONFIG.repair_wait_ms + CONFIG.backoff_ms_max
+    assert one.counters["repair_suppressed"] == REPAIR_ROUNDS_MAX
 
 
 def test_far_behind_or_cold_goes_to_tcp_in_chunks_and_back_to_the_stream() -> None:
