@@ -18,8 +18,9 @@ from typing import Final, TypeAlias
 
 import msgspec
 
+from trex_core.messages import DATAGRAM_BYTES_MAX
 from trex_core.state import FixedRun
-from trex_core.wire import DATAGRAM_BODY_BYTES_MAX
+from trex_core.wire import DATAGRAM_BODY_BYTES_MAX, HEADER_BYTES
 
 REPAIR_LINGER_S: Final = 0.010
 """A slot is not told again within this time."""
@@ -80,7 +81,7 @@ class Shelf:
         self._slots_max = slots_max
         self._bytes_max = bytes_max
         self._rate = repair_bytes_per_s
-        self._burst_bytes = max(repair_bytes_per_s // 10, 2 * DATAGRAM_BODY_BYTES_MAX)
+        self._burst_bytes = max(repair_bytes_per_s // 10, 2 * DATAGRAM_BYTES_MAX)
         self._tokens = float(self._burst_bytes)
         self._tokens_s = 0.0
         self._held: dict[int, _Held] = {}
@@ -182,7 +183,7 @@ class Shelf:
                 self._ranges.popleft()
             if not self._ranges:
                 return
-            if self._tokens < DATAGRAM_BODY_BYTES_MAX:
+            if self._tokens < DATAGRAM_BYTES_MAX:
                 self._count("repair.capped")
                 return
             first, last = self._ranges[0]
@@ -193,7 +194,7 @@ class Shelf:
             self._ranges[0] = (piece.after, last)
             if piece.values:
                 size = sum(len(value) + VALUE_OVERHEAD_BYTES for value in piece.values)
-                self._tokens -= size + RUN_OVERHEAD_BYTES
+                self._tokens -= HEADER_BYTES + RUN_OVERHEAD_BYTES + size
                 self._count("repair.sent")
             tell(piece)
 

@@ -94,7 +94,7 @@ class Publisher:
         """The datagram of a piece; None when its value is too large for one."""
         if not piece.values:
             self._count("stream.too_large")
-            self.announce = True
+            self.announce |= not repair  # who asks for it has the tip; and tips have no cap
             return None
         run = StreamRun(
             self._ballot,

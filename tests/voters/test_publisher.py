@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from trex_core import shelf
 from trex_core.messages import (
+    DATAGRAM_BYTES_MAX,
     WORDS_BYTES,
     Ballot,
     Kind,
@@ -25,7 +26,7 @@ from trex_core.roster import NAME_BYTES_MAX, VERSION_BYTES_MAX, Roster
 from trex_core.seal import Signer, Verifier
 from trex_core.shelf import REPAIR_LINGER_S
 from trex_core.state import FixedRun, chain_run, chain_start
-from trex_core.wire import DATAGRAM_BODY_BYTES_MAX, decode_stream
+from trex_core.wire import DATAGRAM_BODY_BYTES_MAX, HEADER_BYTES, decode_stream
 from voters import publisher
 from voters.publisher import Publisher
 from voters.server import WHY_CHARS_MAX
@@ -261,6 +262,31 @@ def test_repairs_have_a_cap_of_their_own_and_commits_do_not_share_it():
     assert repaired <= 2 * 20_000 + 4_000
     assert repaired >= 20_000
     assert stream.counted["repair.capped"] > 0
+
+
+@pytest.mark.parametrize("size", [1, 100, 1000])
+def test_the_cap_counts_whole_datagrams_however_small(size):
+    stream = Stream(bytes_per_s=20_000)
+    stream.fix(*[size] * 500)
+    drain(stream)
+    sent = 0
+    for turn in range(1000):
+        first = 1 + turn % 500  # one slot at a time, so that most of each datagram is its frame
+        stream.ask(first, first)
+        stream.publisher.pump(100.0 + turn / 100)
+        sent += sum(HEADER_BYTES + len(body) for body in stream.bodies)
+        stream.bodies.clear()
+    assert 150_000 < sent <= 10 * 20_000 + 2 * DATAGRAM_BYTES_MAX
+
+
+def test_who_asks_for_a_value_too_large_has_no_tip_multicast():
+    stream = Stream()
+    stream.fix(10, 5000, 10)
+    drain(stream)
+    stream.publisher.tip(BALLOT, True, DIGEST)
+    stream.ask(2, 2)
+    stream.publisher.pump(100.0)
+    assert not stream.publisher.announce, "a tip leaves beside the cap"
 
 
 def test_requests_beyond_what_may_wait_are_dropped():
