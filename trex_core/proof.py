@@ -79,6 +79,8 @@ class Proof:
         self.newest: SignedTip | None = None
         """The highest tip that was verified."""
         self._waiting: dict[tuple[int, bytes, bytes], _Waiting] = {}
+        self._runs: set[int] = set()
+        """The id() of each run that waits, which lives as long."""
         self._covering: dict[int, dict[tuple[int, bytes, bytes], None]] = {}
         """Slot -> the runs that wait and have it."""
         self._slots = self._bytes = 0
@@ -86,9 +88,13 @@ class Proof:
 
     def done(self, slot: int) -> None:
         """Everything up to ``slot`` was delivered: nothing of it needs a proof any more."""
-        self._done = slot
-        for old in [key for key, each in self._waiting.items() if each.last <= slot]:
-            self._drop(old)
+        news, self._done = range(self._done + 1, slot + 1), slot
+        # Called often, and what waits may all be forged: never look through all of that.
+        covering = self._covering
+        slots = news if len(news) < len(covering) else [each for each in covering if each in news]
+        for last in slots:
+            for key in [key for key in covering.get(last, ()) if self._waiting[key].last <= slot]:
+                self._drop(key)
 
     def delivered(self, run: FixedRun) -> None:
         """``run`` was delivered: proven, so its chains are what every later tip must agree with."""
@@ -131,7 +137,7 @@ class Proof:
 
     def waits(self, run: StreamRun) -> bool:
         """Whether nothing proves ``run`` yet."""
-        return any(each.run is run for each in self._waiting.values())
+        return id(run) in self._runs
 
     def proven(
         self, heard: list[tuple[int, StreamRun]], tips: list[tuple[int, bytes]]
@@ -208,6 +214,7 @@ class Proof:
             return
         waiting = _Waiting(sender, run, chains)
         self._waiting[key] = waiting
+        self._runs.add(id(run))
         for slot in range(run.first, waiting.last + 1):
             self._covering.setdefault(slot, {})[key] = None
         self._slots += len(run.values)
@@ -218,6 +225,7 @@ class Proof:
 
     def _drop(self, key: tuple[int, bytes, bytes]) -> None:
         waiting = self._waiting.pop(key)
+        self._runs.remove(id(waiting.run))
         for slot in range(waiting.run.first, waiting.last + 1):
             covering = self._covering[slot]
             del covering[key]

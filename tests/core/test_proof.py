@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 
 import pytest
@@ -180,3 +181,28 @@ def test_what_was_delivered_needs_no_proof():
     assert one.hear(run(2, 4)) == []
     assert one.counted == {"duplicate": 1}
     assert sorted(slots(one.hear(tips=[9]))) == [6, 7, 8, 9]
+
+
+@pytest.mark.parametrize("step", [1, 7, 10_000])
+def test_whatever_waits_up_to_what_was_delivered_is_let_go(step):
+    one = Believer()
+    for first in range(1, 91):
+        one.hear(run(first, first + first % 10, 100))
+    for slot in range(step, 100 + step, step):
+        one.proof.done(slot)
+        assert all(each.last > slot for each in one.proof._waiting.values())
+        assert len(one.proof._runs) == len(one.proof._waiting)
+    assert not one.proof._waiting and not one.proof._covering and not one.proof._slots
+
+
+def test_forgeries_that_wait_do_not_make_what_else_comes_dear():
+    one = Believer()
+    forged = [run(50 + n % 40, 100, 100, values=(b"%d" % n,)) for n in range(8192)]
+    one.hear(*forged)
+    assert len(one.proof._waiting) == 8192
+    old = [run(1, 1) for _ in range(512)]
+    began_s = time.process_time()
+    for number, each in enumerate(old):
+        assert not one.proof.waits(each)
+        one.proof.done(number // 16)
+    assert time.process_time() - began_s < 0.1, "it looks through all that waits"
