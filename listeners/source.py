@@ -53,6 +53,7 @@ from trex_core.seal import STREAM_SALT_BYTES, Sealer, StreamOpener
 from trex_core.shelf import Piece
 from trex_core.state import FixedRun
 from trex_core.wire import (
+    HEADER_BYTES,
     Channel,
     FrameError,
     Identity,
@@ -629,12 +630,14 @@ class Source:
         if shelf.waiting:
             self._pump = self._loop.call_later(REPAIR_AGAIN_S, self._repair_now)
 
-    def _tell(self, piece: Piece) -> None:
+    def _tell(self, piece: Piece) -> int:
         tip = self.trust.proof.newest
         if tip is None or not piece.values:
-            return
+            return 0
         run = StreamRun(
             tip.ballot, piece.first, piece.chain_before, piece.values,
             tip.slot, tip.chain, True, tip.voter, tip.signature,
         )  # fmt: skip
-        self._send(encode_body(run), self._stream_address, "repairs_told")
+        body = encode_body(run)
+        self._send(body, self._stream_address, "repairs_told")
+        return HEADER_BYTES + len(body)

@@ -20,7 +20,7 @@ import msgspec
 
 from trex_core.messages import DATAGRAM_BYTES_MAX
 from trex_core.state import FixedRun
-from trex_core.wire import DATAGRAM_BODY_BYTES_MAX, HEADER_BYTES
+from trex_core.wire import DATAGRAM_BODY_BYTES_MAX
 
 REPAIR_LINGER_S: Final = 0.010
 """A slot is not told again within this time."""
@@ -51,7 +51,8 @@ class Piece(msgspec.Struct, frozen=True, gc=False):
         return self.first + max(1, len(self.values))
 
 
-Tell: TypeAlias = Callable[[Piece], None]
+Tell: TypeAlias = Callable[[Piece], int]
+"""Says a piece again; returns how many bytes left for that."""
 
 
 class _Held:
@@ -192,11 +193,10 @@ class Shelf:
             for slot in range(first, piece.after):
                 self._held[slot].repaired_s = now_s
             self._ranges[0] = (piece.after, last)
-            if piece.values:
-                size = sum(len(value) + VALUE_OVERHEAD_BYTES for value in piece.values)
-                self._tokens -= HEADER_BYTES + RUN_OVERHEAD_BYTES + size
+            size = tell(piece)
+            if size:
+                self._tokens -= size
                 self._count("repair.sent")
-            tell(piece)
 
     def _skip_repaired(self, now_s: float) -> bool:
         """Move the oldest range past what was repaired a moment ago; False when it is done."""

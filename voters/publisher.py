@@ -31,7 +31,7 @@ from trex_core.roster import DIGEST_BYTES
 from trex_core.seal import SIGNATURE_BYTES, Signer
 from trex_core.shelf import Piece, Shelf
 from trex_core.state import FixedRun
-from trex_core.wire import DATAGRAM_BODY_BYTES_MAX, encode_body
+from trex_core.wire import DATAGRAM_BODY_BYTES_MAX, HEADER_BYTES, encode_body
 
 RECENT_BYTES_MAX: Final = 32 << 20
 """Most bytes of fixed values kept for repair."""
@@ -171,7 +171,9 @@ class Publisher:
         self._shelf.repair(now_s, self._repair)
         return self.waiting
 
-    def _repair(self, piece: Piece) -> None:
+    def _repair(self, piece: Piece) -> int:
         body = self._datagram(piece, repair=True)
-        if body is not None:
-            self._send(body)
+        if body is None:
+            return 0
+        self._send(body)
+        return HEADER_BYTES + len(body)

@@ -178,13 +178,14 @@ class Listener:
         )
         self._multicast(report)
 
-    def _tell(self, piece: Piece) -> None:
-        if piece.values:
-            self.world.counts["repairs_by_listeners"] += 1
-            slots = (piece.first, piece.chain_before, piece.values)
-            self._multicast(
-                StreamRun(NO_BALLOT, *slots, self.replica.slot, self.chain, repair=True)
-            )
+    def _tell(self, piece: Piece) -> int:
+        if not piece.values:
+            return 0
+        self.world.counts["repairs_by_listeners"] += 1
+        slots = (piece.first, piece.chain_before, piece.values)
+        tip = (self.replica.slot, self.chain)
+        self._multicast(StreamRun(NO_BALLOT, *slots, *tip, repair=True))
+        return sum(map(len, piece.values))
 
     def serve(self, data: bytes) -> bytes | None:
         """Answer a catch-up request from what is kept; None: garbage, or not now."""
