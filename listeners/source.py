@@ -26,7 +26,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Final, Protocol, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 from listeners.catchup import CatchupAnswer, CatchupClient, values_good
 from listeners.credentials import Credentials
@@ -311,6 +311,17 @@ def _sane(message: StreamMessage) -> bool:
             return sane(message)
 
 
+class _Newest(NamedTuple):
+    """The newest second of a voter's life of which it told in heartbeats; their signatures."""
+
+    boot: int
+    second: int
+    words: set[bytes]
+
+
+_NEVER: Final = _Newest(-1, -1, set())
+
+
 class Source:
     """The listener's two multicast sockets and its wake-up.
 
@@ -350,6 +361,7 @@ class Source:
         self._sealer = Sealer(Channel.STREAM, self._identity, ring.first, salt)
         self._opener = StreamOpener(self._cluster_id, ring)
         self._believed: deque[Heard] = deque()
+        self._newest: dict[int, _Newest] = {}
         self._credentials = credentials
         self._reports_left = REPORTS_HEARD_PER_S
         self._reports_second = 0
@@ -525,9 +537,9 @@ class Source:
         # before that proves what is before, and so on.
         runs.sort(key=lambda each: each[1].tip_slot, reverse=True)
         proof = self.trust.proof
-        unproven = (run for _, run in runs if proof.waits(run))
+        unproven = (run for _, run in runs if proof.waits(run) and self.trust.may_verify())
         for run in islice(unproven, TIPS_TRIED_MAX):
-            if self.trust.may_verify() and proof.tip(tip_of(run)):
+            if proof.tip(tip_of(run)):
                 tip = (run.tip_slot, run.tip_chain)
                 proven += proof.proven([], [tip])
         proven.sort(key=lambda each: each[1].first)  # a hole is to be seen as it is, not larger
@@ -580,7 +592,14 @@ class Source:
                 del self.addresses[next(iter(self.addresses))]
 
     def _check_words(self, sender: int, message: StreamTip, body: bytes) -> None:
-        """A heartbeat says much of its voter, all of it signed."""
+        """A heartbeat says much of its voter, all of it signed. None is taken twice, or after one
+        of a later second: recorded ones must neither hide that the stream fell silent, nor cost a
+        look at their signatures each time. One of an earlier boot is told on, for it may be that a
+        disk was rolled back, but no more of them than of forgeries."""
+        boot, second = message.digest.boot, message.digest.uptime_s
+        newest = self._newest.get(sender, _NEVER)
+        if boot == newest.boot and (second < newest.second or message.words in newest.words):
+            raise FrameError("replay")
         if not self.trust.may_verify():
             raise FrameError("signature_flood")
         said = body[:-WORDS_BYTES]
@@ -588,6 +607,12 @@ class Source:
             raise FrameError("signature")
         if not self.trust.proof.tip(tip_of(message)):
             raise FrameError("signature")
+        if boot < newest.boot:
+            self.trust.spend()
+        elif (boot, second) > (newest.boot, newest.second):
+            self._newest[sender] = _Newest(boot, second, {message.words})
+        else:
+            newest.words.add(message.words)
 
     # -- sending --
 

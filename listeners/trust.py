@@ -9,6 +9,7 @@ It also keeps what was delivered lately, on a ``shelf``, to tell it again to oth
 
 from __future__ import annotations
 
+import random
 import time
 from collections import Counter
 from typing import Final
@@ -29,8 +30,9 @@ from trex_core.shelf import Shelf
 from trex_core.state import FixedRun, chain_run
 
 FAILURES_PER_S: Final = 200
-"""Most signatures of datagrams found wrong in a second; further ones are not looked at before the
-next."""
+"""Most signatures of datagrams found wrong in a second, and at once. The less is left of it, the
+more are passed over at random: in a flood of forgeries what is genuine has the same chance as each
+of them, whenever it comes."""
 SHELF_SLOTS_MAX: Final = 8192
 """Most slots kept to help other listeners with."""
 SHELF_BYTES_MAX: Final = 8 << 20
@@ -46,8 +48,8 @@ class Trust:
     ) -> None:
         self._verifier = Verifier(credentials.keys.public, cluster.cluster_id_bytes)
         self._counters = counters
-        self._failures_left = FAILURES_PER_S
-        self._failures_second = 0
+        self._failures_left = float(FAILURES_PER_S)
+        self._failures_s = 0.0
         self.proof: Final = Proof(self._verify, self._count)
         self.shelf: Final = Shelf(
             self._count,
@@ -63,10 +65,16 @@ class Trust:
 
     def may_verify(self) -> bool:
         """Whether a datagram's signature may be looked at: forgeries cost only so much a second."""
-        second = int(time.monotonic())
-        if second != self._failures_second:
-            self._failures_second, self._failures_left = second, FAILURES_PER_S
-        return self._failures_left > 0
+        now_s = time.monotonic()
+        earned = (now_s - self._failures_s) * FAILURES_PER_S
+        self._failures_left = min(self._failures_left + earned, float(FAILURES_PER_S))
+        self._failures_s = now_s
+        draw = random.random()  # noqa: S311 - gives each a chance, and hides nothing
+        return self._failures_left >= 1 and draw * FAILURES_PER_S < self._failures_left
+
+    def spend(self) -> None:
+        """A look was taken in vain."""
+        self._failures_left -= 1
 
     def _verify(
         self, voter: int, ballot: Ballot, slot: int, chain: bytes, signature: bytes

@@ -94,12 +94,14 @@ class CatchingUp(msgspec.Struct, frozen=True, gc=False):
 
 
 class Heard(msgspec.Struct, frozen=True, gc=False):
-    """When voter ``voter`` was heard last on the stream, and as what."""
+    """When voter ``voter`` was heard last on the stream, and as what; ``boot`` is the highest boot
+    number it told."""
 
     voter: int
     at_ms: int
     leading: bool
     tip: int
+    boot: int = 0
 
 
 class Helper(msgspec.Struct, frozen=True, gc=False):
@@ -282,13 +284,18 @@ class _Turn:
         if sender not in self.config.voters:
             self.counters.append("stranger")
             return
+        known = next((h for h in self.state.heard if h.voter == sender), None)
+        boot = known.boot if known is not None else 0
         if isinstance(message, StreamTip):
-            leading = message.leading
+            if message.digest.boot < boot:
+                self.counters.append("earlier_boot")  # recorded: it must not hide a silence
+                return
+            leading, boot = message.leading, message.digest.boot
         elif message.repair:  # says nothing of who leads
-            leading = any(h.voter == sender and h.leading for h in self.state.heard)
+            leading = known is not None and known.leading
         else:
             leading = True
-        heard = Heard(sender, self.now, leading, message.tip_slot)
+        heard = Heard(sender, self.now, leading, message.tip_slot, boot)
         if leading:
             others = tuple(
                 _replace(h, leading=False) if h.leading else h

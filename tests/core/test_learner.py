@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+from msgspec.structs import replace
 
 from trex_core import learner
 from trex_core.learner import (
@@ -212,6 +213,17 @@ def test_a_silent_stream_is_replaced_by_tcp() -> None:
     assert one.state.catching is None
     one.take(Clock(2 * CONFIG.silence_ms + 5))
     assert len(one.catchup) == 2
+
+
+def test_heartbeats_recorded_before_a_voter_restarted_do_not_hide_a_silence() -> None:
+    one = Driven()
+    old, new = (replace(tip(1), digest=replace(DIGEST, boot=boot)) for boot in (1, 2))
+    one.take(StreamIn(1, run(1, 1), 0))
+    one.take(StreamIn(1, new, 0))
+    for now in range(0, 2 * CONFIG.silence_ms, 50):
+        one.take(StreamIn(1, old, now))
+    assert one.catchup and one.catchup[0].first == 2
+    assert one.counters["earlier_boot"] == 40
 
 
 def test_a_snapshot_jump_continues_where_it_ends() -> None:

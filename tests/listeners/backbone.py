@@ -101,6 +101,7 @@ class Backbone:
         self.log: list[bytes] = []
         self.chains = [chain_start(cluster.cluster_id_bytes)]
         self.counted: Counter[str] = Counter()
+        self.heartbeats = 0
         self.requests: list[RepairRequest] = []
         self.reports: list[ListenerReport] = []
         self.asked: list[tuple[int, CatchupMessage]] = []
@@ -198,7 +199,9 @@ class Backbone:
             start = end + 1
 
     def heartbeat(self, sender: int = 1) -> None:
-        tip = StreamTip(BALLOT, sender == 1, self.tip, self.chains[-1], DIGEST)
+        self.heartbeats += 1
+        digest = replace(DIGEST, time_ms=self.heartbeats)  # no two are alike
+        tip = StreamTip(BALLOT, sender == 1, self.tip, self.chains[-1], digest)
         self.send(self.signed(tip, sender), sender)
 
     # -- the voters' ears --

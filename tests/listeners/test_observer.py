@@ -14,7 +14,7 @@ from listeners import ListenerOptions, Reset, open_listener
 from listeners.catchup import CatchupError
 from listeners.source import drop_share
 from tests.credentials import folder
-from tests.listeners.backbone import BALLOT, DIGEST, Backbone, make_cluster
+from tests.listeners.backbone import BALLOT, Backbone, make_cluster
 from tests.listeners.workload import put, replayed, same, workload
 from trex_core.learner import LearnerConfig
 from trex_core.messages import (
@@ -125,7 +125,7 @@ async def test_an_observer_sees_every_tip_and_every_slot_once_in_order(backbone)
 
         await backbone.until(heard_of_3)
         _, tip = next(each for each in notes.tips if each[0] == 3)
-        said = StreamTip(BALLOT, False, last, backbone.chains[last], DIGEST)
+        said = StreamTip(BALLOT, False, last, backbone.chains[last], tip.digest)
         assert tip == backbone.signed(said, 3)
 
 

@@ -8,6 +8,7 @@ import itertools
 import os
 import random
 from collections import Counter
+from types import SimpleNamespace
 
 import anyio
 import msgspec
@@ -15,6 +16,7 @@ import pytest
 from msgspec.structs import replace
 
 import listeners.catchup
+import listeners.trust
 from listeners.catchup import CatchupClient, CatchupError
 from listeners.source import (
     DROP_VARIABLE,
@@ -23,7 +25,7 @@ from listeners.source import (
     drop_from_environment,
     drop_share,
 )
-from listeners.trust import Trust
+from listeners.trust import FAILURES_PER_S, Trust
 from tests.credentials import held
 from tests.listeners.backbone import BALLOT, DIGEST, Backbone, make_cluster
 from trex_core.cluster import ConfigError
@@ -89,7 +91,8 @@ async def test_hears_runs_and_tips_of_voters(heard):
     backbone.heartbeat(sender=3)
     (from_2, run), (from_3, tip) = await messages(source, 2)
     assert (from_2, run) == (2, backbone.run(19, 21))
-    expected = StreamTip(BALLOT, False, 21, backbone.chains[21], DIGEST)
+    digest = replace(DIGEST, time_ms=backbone.heartbeats)
+    expected = StreamTip(BALLOT, False, 21, backbone.chains[21], digest)
     assert (from_3, tip) == (3, backbone.signed(expected, 3))
     assert source.counters == {"datagrams": 2}
 
@@ -236,6 +239,57 @@ async def test_each_bad_datagram_is_dropped_and_counted_by_reason(heard):
     await until(source, lambda: source.counters["dropped_body"] == expected["dropped_body"])
     dropped = {k: n for k, n in source.counters.items() if k.startswith("dropped_")}
     assert dropped == expected
+
+
+async def test_a_heartbeat_is_taken_once_and_none_that_is_older(heard):
+    backbone, source = heard
+
+    def said(boot: int, uptime_s: int, number: int) -> StreamTip:
+        digest = replace(DIGEST, boot=boot, uptime_s=uptime_s, time_ms=number)
+        return backbone.signed(StreamTip(BALLOT, True, 21, backbone.chains[21], digest), 1)
+
+    recorded = [said(7, second, number) for second in range(3) for number in range(4)]
+    restarted = said(8, 0, 0)
+    for each in (*recorded, *recorded, restarted, restarted):
+        backbone.send(each)
+    got = await messages(source, len(recorded) + 1)
+    assert [tip for _, tip in got] == [*recorded, restarted]
+    assert source.counters["dropped_replay"] == len(recorded) + 1
+    # Of an earlier boot: whoever watches is to know, but only so many are looked at.
+    for _ in range(80):
+        heard_before = source.counters["datagrams"]
+        for each in recorded:
+            backbone.send(each)
+        await until(source, lambda n=heard_before: source.counters["datagrams"] == n + 12)
+    assert source.counters["dropped_signature_flood"] > 100
+
+
+@pytest.mark.parametrize("genuine_at", [0, 10, 19])
+async def test_a_flood_of_forged_heartbeats_leaves_no_second_without_a_genuine_one(
+    heard, genuine_at, monkeypatch
+):
+    backbone, source = heard
+    draw = random.Random(3)
+    monkeypatch.setattr(listeners.trust.random, "random", draw.random)
+    now_s = 1000.0
+    monkeypatch.setattr(listeners.trust, "time", SimpleNamespace(monotonic=lambda: now_s))
+    identity = Identity(backbone.cluster.cluster_id_bytes, 1, 7, 1)
+    tip = StreamTip(BALLOT, True, 21, backbone.chains[21], DIGEST, 1, bytes(64), bytes(64))
+    seconds = [0] * 5
+    for turn in range(500):  # one in 10 ms: 19 forgeries and a heartbeat, always in one place
+        genuine = backbone.signed(replace(tip, digest=replace(DIGEST, uptime_s=turn)), 1)
+        later = replace(DIGEST, uptime_s=1 << 40)
+        batch = [replace(tip, digest=later, words=draw.randbytes(64)) for _ in range(19)]
+        batch.insert(genuine_at, genuine)
+        for each in batch:
+            (data,) = backbone.sealed(identity, encode_body(each))
+            source._inbox.append((False, data))
+        while source.take() is not None:
+            seconds[turn // 100] += 1
+        now_s += 0.01
+    assert source.counters["dropped_signature"] <= 6 * FAILURES_PER_S
+    assert source.counters["dropped_signature_flood"] > 5 * 1000
+    assert min(seconds) >= 3, "a tenth of what is looked at is genuine, as of what comes"
 
 
 async def test_random_bytes_never_come_out_nor_stop_it(heard):
