@@ -153,9 +153,9 @@ class Sealer:
         self._cipher = _sub_key(purpose, key.secret, self._identity.cluster_id, head, self._salt)
         self._word = int.from_bytes(self._salt[:4], "big") if purpose is _STREAM else 0
 
-    def datagrams(self, body: bytes) -> list[bytes]:
-        """``body`` sealed as datagrams of at most DATAGRAM_BYTES_MAX bytes. Requires that it needs
-        at most 255 of them."""
+    def datagrams(self, body: bytes, receiver: int = 0) -> list[bytes]:
+        """``body`` sealed as datagrams of at most DATAGRAM_BYTES_MAX bytes, for voter ``receiver``
+        (0: for whoever hears it). Requires that it needs at most 255 of them."""
         size = DATAGRAM_BODY_BYTES_MAX
         parts = max(1, (len(body) + size - 1) // size)
         first = self.counter
@@ -170,6 +170,7 @@ class Sealer:
                 counter=first + part,
                 part=part,
                 parts=parts,
+                receiver=receiver,
                 encrypt=self._cipher.encrypt,
             )
             for part in range(parts)

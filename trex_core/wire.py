@@ -19,7 +19,7 @@ Frame, big endian (HEADER_BYTES = 80 bytes, then the body)::
                           datagram, so that part p of a message is number n + p)
     52     1    part     (0 ..)
     53     1    parts    (1 ..; above 1 only in datagrams)
-    54     2    reserved (0)
+    54     2    receiver (of sealed datagrams: the voter it is for, 0: whoever hears it)
     56     4    length of the body in bytes
     60     4    CRC-32 of the header with this field 0, then the body (0 where it is sealed)
     64     16   tag      (of sealed datagrams, see ``seal``: it covers bytes 0 to 63 and the body)
@@ -79,7 +79,7 @@ class Channel:
 class FrameError(ValueError):
     """Bytes that are not a frame for us. ``reason`` is one of: short, magic, version, cluster,
     channel, length, checksum, body, sender, part; of sealed frames: sealed (or not, where the other
-    is due), epoch (no key of that epoch here), tag, replay."""
+    is due), epoch (no key of that epoch here), tag, replay, receiver (it is for another)."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -99,6 +99,7 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
     parts: int
     body: bytes
     epoch: int = 0
+    receiver: int = 0
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -197,12 +198,13 @@ def sealed_frame(
     counter: int,
     part: int = 0,
     parts: int = 1,
+    receiver: int = 0,
     encrypt: Cipher,
 ) -> bytes:
     """Frame ``body`` sealed by ``encrypt``, under the key of ``epoch`` (1 to 65,535)."""
     fields = (
         MAGIC, FORMAT_VERSION, channel, identity.cluster_id, identity.sender, epoch,
-        identity.incarnation, identity.boot, salt, counter, part, parts, 0, len(body),
+        identity.incarnation, identity.boot, salt, counter, part, parts, receiver, len(body),
     )  # fmt: skip
     head = _HEADER.pack(*fields, 0, _NO_TAG)[:_TAG_AT]
     sealed = encrypt(_nonce(counter), body, head)
@@ -225,7 +227,7 @@ def sealed_head(data: bytes, cluster_id: bytes, channel: int) -> Frame:
         raise FrameError("part")
     return Frame(
         channel, fields[4], fields[6], fields[7], fields[8], fields[9], part, parts,
-        data[HEADER_BYTES:], epoch,
+        data[HEADER_BYTES:], epoch, fields[12],
     )  # fmt: skip
 
 

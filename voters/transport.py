@@ -34,11 +34,16 @@ from trex_core.cluster import ClusterConfig, ConfigError, StreamConfig
 from trex_core.credentials import Keys
 from trex_core.messages import (
     LISTENER_REPORT_TAG,
+    Accept,
     CatchUp,
+    ChainReport,
     Fetch,
     Fetched,
+    Heartbeat,
     ListenerReport,
     PeerMessage,
+    Poll,
+    Prepare,
     RepairRequest,
     SealTold,
     message_tag,
@@ -76,6 +81,9 @@ RESOLVE_S: Final = 5.0
 SOCKET_BUFFER_BYTES: Final = 4 << 20
 REPAIR_BUFFER_BYTES: Final = 64 << 10
 """A storm of repair requests overflows this small buffer in the kernel, not in the loop."""
+TO_ALL: Final = Poll | Prepare | Accept | Heartbeat | ChainReport
+"""What says the same to every voter. Anything else is for one, and its seal says for whom: who
+records it cannot have another voter believe that it was told so (to stop, say)."""
 RECEIVE_BYTES: Final = 2048
 """More than any datagram we send."""
 
@@ -311,6 +319,7 @@ class Transport:
         self._stream_opener = StreamOpener(identity.cluster_id, keys.stream)
         self._stream_address = (cluster.stream.group, cluster.stream.port)
         self._last_message: PeerMessage | None = None
+        self._last_receiver = 0
         self._last_datagrams: list[bytes] | None = None
         self._last_frame = b""
         self._links = {
@@ -420,8 +429,8 @@ class Transport:
     def send(self, to: int, message: PeerMessage) -> None:
         """Send ``message`` to voter ``to``. The same message for several peers is encoded once if
         sent in succession."""
-        if message is not self._last_message:
-            self._encode(message)
+        if message is not self._last_message or self._last_receiver not in (0, to):
+            self._encode(message, 0 if isinstance(message, TO_ALL) else to)
         if self._last_datagrams is None:
             self._links[to].send(self._last_frame)
             return
@@ -437,14 +446,15 @@ class Transport:
         except OSError:
             self._count("peer_udp.send_failed")
 
-    def _encode(self, message: PeerMessage) -> None:
+    def _encode(self, message: PeerMessage, receiver: int) -> None:
         body = encode_body(message)
         self._last_message = message
+        self._last_receiver = receiver
         if len(body) > PEER_UDP_BODY_BYTES_MAX or isinstance(message, Fetch | Fetched):
             self._last_datagrams = None
             self._last_frame = frame(self._identity, Channel.PEER, body)
         else:
-            self._last_datagrams = self._sealer.datagrams(body)
+            self._last_datagrams = self._sealer.datagrams(body, receiver)
 
     def drain(self, datagrams_max: int) -> list[Receive]:
         """What came from peers since the last call: all of TCP, and at most ``datagrams_max``
@@ -467,6 +477,8 @@ class Transport:
                 part = self._opener.open(data)
                 if part.sender not in self._peers:
                     raise FrameError("sender")
+                if part.receiver not in (0, self._me.id):
+                    raise FrameError("receiver")
                 body = self._reassembler.add(part)
                 if body is not None:
                     heard.append(self._received(part, decode_peer(body)))

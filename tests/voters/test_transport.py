@@ -18,6 +18,7 @@ from trex_core.messages import (
     Accepted,
     Ballot,
     CatchUp,
+    Fenced,
     Fetch,
     Heartbeat,
     ListenerReport,
@@ -244,6 +245,7 @@ async def test_what_is_no_message_of_a_peer_is_counted_by_reason(peers):
         "body": say(b"\x93\x01")[0],
         "part": say(bytes(200 * DATAGRAM_BODY_BYTES_MAX))[7],
         "replay": good,
+        "receiver": say(body, receiver=3)[0],
     }
     catch_up = say(encode_body(CatchUp(1)))[0]
     told = say(encode_body(SealTold(1, bytes(32), 1)))[0]
@@ -293,6 +295,26 @@ async def test_what_was_recorded_before_a_restart_opens_nothing_after_it(peers):
         assert fresh.heard == [Receive(1, 101, 1, BEAT)]
         await again.transport.aclose()
         await fresh.transport.aclose()
+
+
+async def test_what_is_said_to_one_voter_is_nothing_to_another(peers):
+    """Who records that one voter is told to stop must not stop the others with it."""
+    one, two, three = await peers(1), await peers(2), await peers(3)
+    await met(one, two, three)
+    recorded = []
+    one.transport._udp = Recorded(one.transport._udp, recorded)
+    one.transport.send(3, Fenced(2, 9))
+    one.transport.send(3, BEAT)
+    await three.until(lambda: len(three.heard) == 2)
+    udp_to(peers.cluster, 2, *recorded)
+    await two.until(lambda: two.heard and udp(two))
+    assert two.heard == [Receive(1, 101, 1, BEAT)], "a heartbeat is for everybody"
+    assert udp(two) == {"peer_udp.dropped.receiver": 1}
+    again = Fenced(2, 9)  # the same object to two: sealed for each
+    for voter in (2, 3):
+        one.transport.send(voter, again)
+    await two.until(lambda: len(two.heard) == 2)
+    await three.until(lambda: len(three.heard) == 3)
 
 
 class Recorded:
