@@ -15,8 +15,11 @@ No task outlives ``open_driver``; no call outlives its deadline.
 from __future__ import annotations
 
 # ruff: noqa: N818 - the names of the error tree are the plan's
+import asyncio
 import os
 import random
+import socket
+import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -25,9 +28,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import anyio
-import anyio.abc
 import msgspec
-from anyio.streams.tls import TLSAttribute, TLSStream
 
 from trex_core.access import why_not_voter
 from trex_core.cluster import ClusterConfig, ConfigError, VoterEntry
@@ -68,7 +69,8 @@ IN_FLIGHT_MAX: Final = 256
 """Default for the most commands of one driver under way; a further one waits for room."""
 BATCH_BYTES: Final = 256 << 10
 """About so many bytes of commands are written at once."""
-RECEIVE_BYTES: Final = 256 << 10
+NEVER_S: Final = 86_400.0
+"""Longer than any deadline."""
 PAUSE_S_MIN: Final = 0.01
 """First pause after a refusal or a fruitless look for the leader; doubles up to PAUSE_S_MAX."""
 PAUSE_S_MAX: Final = 0.2
@@ -147,15 +149,6 @@ class OutcomeUnknown(TrexError):
         self.token = token
 
 
-_CUT: Final = (
-    OSError,
-    anyio.EndOfStream,
-    anyio.BrokenResourceError,
-    anyio.ClosedResourceError,
-)
-"""What a connection raises that ended, on this side or that."""
-
-
 class _LinkLost(Exception):
     """The connection is of no more use; the message says why."""
 
@@ -181,73 +174,123 @@ class _Ask:
     reply: ClientReply | None = None
 
 
-class _Link:
-    """One connection to one voter: requests out, replies in. Raises :class:`_LinkLost` only."""
+class _Link(asyncio.Protocol):
+    """One connection to one voter: requests out, replies in. Raises :class:`_LinkLost` only.
 
-    def __init__(self, stream: TLSStream, cluster_id: bytes) -> None:
-        self._stream = stream
+    The event loop's own TLS: a stream of coroutines around it costs more than all else here. What
+    came and was not taken yet is no more than one turn of the loop brought."""
+
+    def __init__(self, cluster_id: bytes) -> None:
+        self._loop = asyncio.get_running_loop()
         self._identity = Identity(cluster_id)
         self._buffer = FrameBuffer(cluster_id, Channel.CLIENT)
+        self._replies: list[ClientReply] = []
+        self._lost = ""
+        """Why it can be used no more."""
+        self._reader: asyncio.Future[bool] | None = None
+        self._drained = asyncio.Event()
+        self._drained.set()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport: asyncio.Transport = transport  # type: ignore[assignment]  # uvloop's own
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._replies += [decode_reply(each.body) for each in self._buffer.feed(data)]
+        except FrameError as error:
+            self._lost = f"it does not speak for this cluster ({error.reason})"
+            self._transport.abort()
+        self._wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        trouble = "" if exc is None else tls_trouble(exc)
+        self._lost = self._lost or trouble or "it closed the connection"
+        self._drained.set()
+        self._wake()
+
+    def pause_writing(self) -> None:
+        self._drained.clear()
+
+    def resume_writing(self) -> None:
+        self._drained.set()
+
+    def _wake(self, something: bool = True) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(something)
+
+    @property
+    def session(self) -> ssl.SSLObject:
+        """The TLS session."""
+        session: ssl.SSLObject = self._transport.get_extra_info("ssl_object")
+        return session
 
     async def send(self, requests: list[ClientRequest]) -> None:
+        """Write ``requests``, as soon as those before them left."""
+        await self._drained.wait()
+        if self._lost:
+            raise _LinkLost(self._lost)
         data = [frame(self._identity, Channel.CLIENT, encode_body(each)) for each in requests]
-        try:
-            await self._stream.send(data[0] if len(data) == 1 else b"".join(data))
-        except _CUT as error:
-            raise _LinkLost("it closed the connection") from error
+        self._transport.write(data[0] if len(data) == 1 else b"".join(data))
 
-    async def receive(self) -> list[ClientReply]:
-        try:
-            data = await self._stream.receive(RECEIVE_BYTES)
-            return [decode_reply(each.body) for each in self._buffer.feed(data)]
-        except FrameError as error:
-            raise _LinkLost(f"it does not speak for this cluster ({error.reason})") from error
-        except _CUT as error:
-            raise _LinkLost("it closed the connection") from error
+    async def receive(self, timeout_s: float = NEVER_S) -> list[ClientReply] | None:
+        """The replies that came since the last call, maybe none yet whole; None when not a byte
+        comes in time."""
+        if not self._replies and not self._lost:
+            self._reader = self._loop.create_future()
+            timer = self._loop.call_later(max(0.0, timeout_s), self._wake, False)
+            try:
+                if not await self._reader:
+                    return None
+            finally:
+                timer.cancel()
+        if self._lost and not self._replies:
+            raise _LinkLost(self._lost)
+        replies, self._replies = self._replies, []
+        return replies
 
     async def ask(self, request: ClientRequest) -> ClientReply:
         """Send one request on a connection with no other and wait for its reply."""
         await self.send([request])
         while True:
-            for reply in await self.receive():
+            for reply in await self.receive() or ():
                 if reply.id in (request.id, 0):
                     return reply
+
+    def close(self) -> None:
+        """Hang up at once."""
+        self._transport.abort()
 
 
 @asynccontextmanager
 async def _linked(
     entry: VoterEntry, cluster_id: bytes, credentials: Credentials, timeout_s: float
 ) -> AsyncIterator[_Link]:
+    link = _Link(cluster_id)
     try:
         with anyio.fail_after(timeout_s):
-            stream = await anyio.connect_tcp(
+            await asyncio.get_running_loop().create_connection(
+                lambda: link,
                 entry.host,
                 entry.client_port,
-                ssl_context=credentials.client,
-                tls_standard_compatible=False,
+                family=socket.AF_INET,
+                ssl=credentials.client,
             )
     except TimeoutError as error:
         raise _LinkLost(f"no connection in {timeout_s:g} s") from error
-    except (anyio.BrokenResourceError, anyio.EndOfStream) as error:
-        raise _LinkLost(tls_trouble(error.__cause__ or error) or "it hung up") from error
     except OSError as error:
-        trouble = tls_trouble(error)
-        if trouble:
-            raise _LinkLost(trouble) from error
-        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
-        raise _LinkLost(os.strerror(cause.errno) if cause.errno else str(cause)) from error
+        known = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        raise _LinkLost(tls_trouble(error) or known or str(error) or "it hung up") from error
     try:
         try:
-            who = other_end(stream.extra(TLSAttribute.ssl_object), cluster_id)  # noqa: S610 - not SQL
+            who = other_end(link.session, cluster_id)
             why = why_not_voter(who.grant, entry.id)
         except ConfigError as error:
             why = str(error)
         if why:
             raise _LinkLost(why)
-        yield _Link(stream, cluster_id)
+        yield link
     finally:
-        with anyio.CancelScope(shield=True):
-            await anyio.aclose_forcefully(stream)
+        link.close()
 
 
 async def ask_voter(
@@ -729,9 +772,7 @@ class Driver:
             now = anyio.current_time()
             if self._leaving and (not self._owed or now >= leave_at):
                 return hint
-            replies = None
-            with anyio.move_on_after(min(self._silence_s / 2, leave_at - now)):
-                replies = await link.receive()
+            replies = await link.receive(min(self._silence_s / 2, leave_at - now))
             now = anyio.current_time()
             if replies is None:
                 silent_s = now - self._last_sign
