@@ -62,7 +62,8 @@ class Publisher:
         self._shelf = Shelf(
             count, repair_bytes_per_s, slots_max=RECENT_SLOTS_MAX, bytes_max=RECENT_BYTES_MAX
         )
-        self._queue: deque[bytes] = deque()
+        self._queue: deque[tuple[int, int]] = deque()
+        """Runs of slots to be streamed, not adjacent."""
         self._ballot = NO_BALLOT
         self.announce = False
         """Whether the tip should be multicast now: a value was left out of the stream."""
@@ -72,23 +73,19 @@ class Publisher:
     def reset(self, fixed: int, chain: bytes) -> None:
         """Start after slot ``fixed``: at boot, or after a snapshot was installed."""
         self._shelf.reset(fixed, chain)
+        self._queue.clear()
 
     def fixed(self, run: FixedRun, ballot: Ballot, leading: bool) -> None:
         """Take a newly fixed run; the leader queues it for the stream."""
-        shelf = self._shelf
-        shelf.add(run)
+        self._shelf.add(run)
         self._ballot = ballot
         if leading:
-            slot = run.first
-            while slot <= run.last:
-                piece = shelf.cut(slot, run.last)
-                if piece is None:
-                    slot += 1  # larger than the whole shelf: catch-up serves it
-                    continue
-                slot = piece.after
-                body = self._datagram(piece, repair=False)
-                if body is not None:
-                    self._queue.append(body)
+            # Cut and signed by pump(), once for all that one turn fixes, after who waits for a
+            # reply has it.
+            first = run.first
+            if self._queue and self._queue[-1][1] + 1 == first:
+                first, _ = self._queue.pop()
+            self._queue.append((first, run.last))
 
     def _datagram(self, piece: Piece, *, repair: bool) -> bytes | None:
         """The datagram of a piece; None when its value is too large for one."""
@@ -165,11 +162,25 @@ class Publisher:
     def pump(self, now_s: float) -> bool:
         """Send a burst of the stream, and then repairs as far as their cap allows. True if
         something is left for another time."""
-        queue = self._queue
-        for _ in range(min(self._burst_datagrams, len(queue))):
-            self._send(queue.popleft())
+        for _ in range(self._burst_datagrams):
+            if not self._queue:
+                break
+            self._stream_on()
         self._shelf.repair(now_s, self._repair)
         return self.waiting
+
+    def _stream_on(self) -> None:
+        """Send one datagram of what is to be streamed."""
+        first, last = self._queue.popleft()
+        # What is larger than the whole shelf, catch-up serves.
+        piece = self._shelf.cut(max(first, self._shelf.first), last)
+        if piece is None:
+            return
+        if piece.after <= last:
+            self._queue.appendleft((piece.after, last))
+        body = self._datagram(piece, repair=False)
+        if body is not None:
+            self._send(body)
 
     def _repair(self, piece: Piece) -> int:
         body = self._datagram(piece, repair=True)

@@ -127,6 +127,27 @@ def test_a_value_too_large_is_left_out_and_the_tip_announces_it():
     assert not stream.publisher.announce
 
 
+def test_all_that_one_turn_fixes_is_cut_and_signed_once(monkeypatch):
+    signed = []
+    sign = Signer.tip
+    monkeypatch.setattr(Signer, "tip", lambda *of: signed.append(of[2]) or sign(*of))
+    stream = Stream()
+    runs = [stream.fix(300), stream.fix(300, 300), stream.fix(300)]
+    assert signed == [], "who waits for a reply does not wait for a signature"
+    sent = drain(stream)
+    assert [(m.first, len(m.values)) for m in sent] == [(1, 3), (4, 1)]
+    assert {(m.tip_slot, m.tip_chain) for m in sent} == {(4, runs[-1].chains[-1])}
+    assert signed == [4]
+
+
+def test_what_waits_when_a_snapshot_is_installed_is_not_streamed():
+    stream = Stream()
+    stream.fix(10, 10)
+    stream.publisher.reset(1000, bytes(32))
+    assert not stream.publisher.waiting
+    assert drain(stream) == []
+
+
 MOST = (1 << 63) - 1
 WORST_BALLOT = Ballot(MOST, MOST, MOST)
 
