@@ -33,6 +33,7 @@ fmt:
 # long runs: the simulator over many seeds, until Ctrl-C or the count given
 soak seeds="100000":
     .venv/bin/python -m tests.simulator --seeds {{seeds}}
+    .venv/bin/python -m tests.fuzz --cases {{seeds}}
 
 # commits a second and latency of five voters, as JSON lines
 bench *args:

@@ -1265,7 +1265,10 @@ def _unique(columns: tuple[str, ...]) -> list[str]:
 
 def _nested(value: object, kind: str) -> object:
     if kind == "JSON" and isinstance(value, str):
-        return msgspec.json.decode(value)
+        try:
+            return msgspec.json.decode(value)
+        except (ValueError, RecursionError):
+            return value  # JSON to DuckDB, such as one nested a thousand times
     return value.hex() if isinstance(value, bytes) else value
 
 

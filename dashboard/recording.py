@@ -111,6 +111,7 @@ Frame: TypeAlias = SnapshotFrame | RunFrame | TipFrame | ReportFrame | EventFram
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _headers: Final = msgspec.msgpack.Decoder(Header)
+_UNDECODABLE: Final = (ValueError, RecursionError, OverflowError)
 _frames: Final[msgspec.msgpack.Decoder[Frame]] = msgspec.msgpack.Decoder(Frame)
 
 
@@ -218,7 +219,7 @@ class Recording:
                 raise RecordingError(f"{path} was cut off before anything was recorded")
             try:
                 self.header: Final = _headers.decode(first[1])
-            except msgspec.MsgspecError as error:
+            except _UNDECODABLE as error:
                 raise RecordingError(
                     f"{path}: its header cannot be understood ({error}); it was made by another "
                     "version of TRex: replay it with that"
@@ -247,7 +248,7 @@ class Recording:
 def _decoded(path: Path, offset: int, body: bytes) -> Frame:
     try:
         return _frames.decode(body)
-    except (msgspec.MsgspecError, RecursionError, OverflowError, UnicodeDecodeError) as error:
+    except _UNDECODABLE as error:
         raise RecordingError(
             f"{path} is damaged: the frame at offset {offset} cannot be decoded ({error})"
         ) from error

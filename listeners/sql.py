@@ -15,6 +15,7 @@ a query that wants memory   the store's ``memory_limit``, no spilling to disk.  
                             joins, aggregates, but not a single vast string or list
                             (``repeat('x', 4000000000)``): :func:`contain_memory` stops those
 a huge result               rows and bytes are counted while they are fetched, not after
+a value deep in values      refused over the socket above NESTING_MAX levels
 a hostile neighbour         directory 0700, socket 0600, the peer's uid checked
 ==========================  ======================================================================
 
@@ -44,6 +45,7 @@ import anyio
 import anyio.abc
 import anyio.from_thread
 import anyio.lowlevel
+import anyio.to_thread
 import msgspec
 
 if TYPE_CHECKING:
@@ -55,6 +57,8 @@ ROWS_MAX: Final = 200_000
 """Most rows of one result."""
 RESULT_BYTES_MAX: Final = 32 << 20
 """Largest result, in encoded bytes."""
+NESTING_MAX: Final = 64
+"""Most levels of lists, structs and maps of a value that is sent over the socket."""
 DEADLINE_MS: Final = 10_000
 """Deadline of a query that names none, in milliseconds."""
 DEADLINE_MS_MAX: Final = 600_000
@@ -76,6 +80,7 @@ ADDRESS_SPACE_MARGIN_BYTES: Final = 1 << 30
 """What :func:`contain_memory` leaves above what is mapped at its call, unless told otherwise."""
 
 _FETCH_ROWS: Final = 2048
+_TOO_DEEP: Final = "a value of the result is nested too deeply; select a part of it"
 _REQUEST_MARGIN_BYTES: Final = 64
 _INTERRUPT_AGAIN_S: Final = 0.05
 _LENGTH: Final = struct.Struct(">I")
@@ -181,18 +186,30 @@ _request: Final[msgspec.msgpack.Decoder[Request]] = msgspec.msgpack.Decoder(Requ
 _response: Final[msgspec.msgpack.Decoder[Response]] = msgspec.msgpack.Decoder(Response)
 
 
-def _plain(value: object) -> object:
+def _plain(value: object, levels: int = NESTING_MAX) -> object:
+    """``value`` as MessagePack has it. Raises :class:`SqlTooLargeError` for one nested deeper."""
     match value:
         case None | bool() | float() | str() | bytes():
             return value
         case int():
             return value if -(1 << 63) <= value < 1 << 64 else str(value)
+        case list() | tuple() | dict() if levels == 0:
+            raise SqlTooLargeError(_TOO_DEEP)
         case list() | tuple():
-            return [_plain(item) for item in value]
+            return [_plain(item, levels - 1) for item in value]
         case dict():
-            return {str(key): _plain(item) for key, item in value.items()}
+            return {str(key): _plain(item, levels - 1) for key, item in value.items()}
         case _:
             return str(value)
+
+
+def _encoded_answer(result: QueryResult) -> bytes:
+    """The message that answers with ``result``. Raises :class:`SqlError`."""
+    try:
+        rows = tuple(tuple(_plain(value) for value in row) for row in result.rows)
+        return _framed(Rows(result.columns, result.types, rows, result.slot, result.lag))
+    except MemoryError as error:
+        raise SqlMemoryError("the result needs more memory than there is; select less") from error
 
 
 # --- one query ------------------------------------------------------------------------------
@@ -239,7 +256,7 @@ def run_select(
             if size_bytes > bytes_max:
                 raise SqlTooLargeError(f"the result is larger than {bytes_max} bytes; select less")
         connection.rollback()
-    except (duckdb.Error, MemoryError, ValueError, OverflowError) as error:
+    except (duckdb.Error, MemoryError, RecursionError, ValueError, OverflowError) as error:
         raise _translated(error) from error
     columns = tuple(str(column[0]) for column in described)
     types = tuple(str(column[1]) for column in described)
@@ -269,6 +286,8 @@ def _translated(error: Exception) -> SqlError:
             return SqlDeadlineError(
                 "the query was interrupted: at its deadline, or for the store's sake"
             )
+        case RecursionError():
+            return SqlTooLargeError(_TOO_DEEP)
         case duckdb.OutOfMemoryException() | MemoryError():
             return SqlMemoryError(
                 f"the query needs more memory than it may have ({text.splitlines()[0]})"
@@ -559,12 +578,8 @@ class _Connection:
         if request is None:
             return False
         self._counts["sql_requests"] += 1
-        response = await self._response_to(request)
-        if response is None:
-            return False
-        if isinstance(response, Failure):
-            self._counts["sql_failures"] += 1
-        return await self._answer(response)
+        message = await self._message_to(request)
+        return message is not None and await self._send(message)
 
     async def _next_request(self) -> Request | None:
         """The next request; None if the client went or was too slow. Raises
@@ -587,32 +602,36 @@ class _Connection:
         except asyncio.IncompleteReadError:
             return None
 
-    async def _response_to(self, request: Request) -> Response | None:
-        """The answer; None if the client hung up meanwhile, which ends the query, or asked for
-        something else before this was answered."""
-        response: Response | None = None
+    async def _message_to(self, request: Request) -> bytes | None:
+        """The answer, encoded; None if the client hung up meanwhile, which ends the query, or asked
+        for something else before this was answered."""
+        message: bytes | None = None
 
         async def answer() -> None:
-            nonlocal response
+            nonlocal message
             try:
                 result = await self._run_query(request)
-                rows = tuple(tuple(_plain(value) for value in row) for row in result.rows)
-                response = Rows(result.columns, result.types, rows, result.slot, result.lag)
+                # In a thread: a large result would hold up the loop, which follows the stream.
+                message = await anyio.to_thread.run_sync(_encoded_answer, result)
             except SqlError as error:
-                response = Failure(type(error).__name__, str(error))
+                self._counts["sql_failures"] += 1
+                message = _framed(Failure(type(error).__name__, str(error)))
             tasks.cancel_scope.cancel()
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(answer)
             await self._reader.read(1)
             tasks.cancel_scope.cancel()
-        return response
+        return message
 
-    async def _answer(self, response: Response) -> bool:
-        """Send it; whether the client took it in time."""
+    async def _answer(self, failure: Failure) -> bool:
+        return await self._send(_framed(failure))
+
+    async def _send(self, message: bytes) -> bool:
+        """Send an answer; whether the client took it in time."""
         try:
             with anyio.fail_after(REQUEST_S):
-                self._writer.write(_framed(response))
+                self._writer.write(message)
                 await self._writer.drain()
             return True
         except TimeoutError:
@@ -741,7 +760,7 @@ def _nobody(path: Path, error: Exception) -> SqlUnavailableError:
 def _result_of(body: bytes) -> QueryResult:
     try:
         response = _response.decode(body)
-    except msgspec.DecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise SqlUnavailableError(
             f"what answers there is no listener of this version: {error}"
         ) from error

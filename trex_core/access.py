@@ -125,6 +125,16 @@ class Holder(msgspec.Struct, frozen=True):
     not_after_s: int
 
 
+_NO_CERTIFICATE: Final = (
+    ValueError,
+    x509.DuplicateExtension,
+    x509.ExtensionNotFound,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
+"""All that reading a certificate raises."""
+
+
 def holder_of(certificate: bytes, cluster_id: bytes) -> Holder:
     """Read a certificate (PEM, or DER). Who signed it is not asked here: TLS does. Raises
     :class:`ConfigError` when it is none of this cluster."""
@@ -136,7 +146,7 @@ def holder_of(certificate: bytes, cluster_id: bytes) -> Holder:
         names = read.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         uris = names.get_values_for_type(x509.UniformResourceIdentifier)
         begins, ends = read.not_valid_before_utc, read.not_valid_after_utc
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension) as error:
+    except _NO_CERTIFICATE as error:
         raise ConfigError("the certificate cannot be read, or names nobody") from error
     return Holder(
         grant_of(uris, cluster_id),

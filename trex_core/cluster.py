@@ -6,7 +6,7 @@ rules. It parses text; whoever calls it reads the file. Unknown keys are refused
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 
@@ -18,6 +18,10 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 VoterId = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 
 VOTER_COUNTS: Final = (1, 3, 5, 7)
+TEXT_CHARS_MAX: Final = 1 << 16
+"""Longest file of ours that is parsed: a parser of TOML may take time that grows with the square
+of what it is given."""
+_T = TypeVar("_T")
 
 
 class ConfigError(ValueError):
@@ -145,9 +149,17 @@ class ClusterConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         raise ConfigError(f"there is no voter {voter_id} in the cluster file; it names {known}")
 
 
+def decode_toml(text: str, of: type[_T]) -> _T:
+    """The value of type ``of`` that a file of ours says. Raises ``ValueError`` or, nested too
+    deeply, ``RecursionError``."""
+    if len(text) > TEXT_CHARS_MAX:
+        raise ValueError(f"it is longer than {TEXT_CHARS_MAX} characters")
+    return msgspec.toml.decode(text.encode(), type=of)
+
+
 def parse_cluster(text: str, source: str = "cluster.toml") -> ClusterConfig:
     """Parse the text of a cluster file. Raises :class:`ConfigError` naming ``source`` and key."""
     try:
-        return msgspec.toml.decode(text.encode(), type=ClusterConfig)
-    except ValueError as error:
+        return decode_toml(text, ClusterConfig)
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{source}: {error}") from error

@@ -21,7 +21,7 @@ from typing import Annotated, Final, TypeAlias
 import msgspec
 
 from trex_core.access import Holder, holder_of
-from trex_core.cluster import ConfigError
+from trex_core.cluster import ConfigError, decode_toml
 from trex_core.seal import KEY_BYTES, KEYS_MAX, Key, KeyRing
 
 AUTHORITY_FILE: Final = "ca.pem"
@@ -93,8 +93,8 @@ def parse_keys(text: str, source: str = KEYS_FILE) -> Keys:
     """Read ``keys.toml``. Raises :class:`ConfigError` naming ``source`` and place, and no secret of
     it."""
     try:
-        file = msgspec.toml.decode(text.encode(), type=_File)
-    except (ValueError, UnicodeError) as error:
+        file = decode_toml(text, _File)
+    except (ValueError, RecursionError) as error:
         # A parser quotes what it cannot parse, and here that may be half a key.
         where = str(error) if isinstance(error, msgspec.ValidationError) else "it is not TOML"
         raise ConfigError(f"{source}: {where}") from None

@@ -143,8 +143,9 @@ def decode_value(data: bytes) -> Value:
 
 
 def value_kind(data: bytes) -> int:
-    """Kind of an encoded value without decoding it (array header, then a small integer)."""
-    return data[1]
+    """Kind of an encoded value without decoding it (array header, then a small integer). -1 if it
+    is none."""
+    return data[1] if len(data) > 1 else -1
 
 
 def message_tag(body: bytes) -> int:

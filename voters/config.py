@@ -91,5 +91,5 @@ def decode_setup(text: str) -> Setup:
     """The inverse of :meth:`Setup.encode`. Raises :class:`ConfigError`."""
     try:
         return msgspec.json.decode(text, type=Setup)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"--setup: {error}") from error

@@ -15,7 +15,7 @@ and texts in results are written here, never by a library.
 
 from __future__ import annotations
 
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, TypeVar
 
 import msgspec
 
@@ -356,6 +356,7 @@ Reply: TypeAlias = (
 
 # --- bytes -------------------------------------------------------------------------------------
 
+_T = TypeVar("_T")
 _MARK: Final = 0xC1
 _HEAD: Final = bytes((_MARK, LEVEL))
 _encoder: Final = msgspec.msgpack.Encoder()
@@ -368,7 +369,15 @@ _UNDECODABLE: Final = (ValueError, RecursionError, OverflowError)
 
 
 class CommandError(ValueError):
-    """Bytes that are no command of a level known here; the text says why, for people only."""
+    """Bytes that are no command of a level known here, or no result, question, reply or row; the
+    text says why, for people only."""
+
+
+def _decoded(decoder: msgspec.msgpack.Decoder[_T], data: bytes) -> _T:
+    try:
+        return decoder.decode(data)
+    except _UNDECODABLE as error:
+        raise CommandError(str(error)) from error
 
 
 _TABLES: Final[tuple[Literal["config", "member", "lease"], ...]] = ("config", "member", "lease")
@@ -451,8 +460,8 @@ def encode_result(result: Outcome) -> bytes:
 
 
 def decode_result(data: bytes) -> Outcome:
-    """Decode a result. Raises ``msgspec.DecodeError``."""
-    return _outcome.decode(data)
+    """Decode a result. Raises :class:`CommandError`."""
+    return _decoded(_outcome, data)
 
 
 def encode_question(question: Question) -> bytes:
@@ -462,10 +471,7 @@ def encode_question(question: Question) -> bytes:
 
 def decode_question(data: bytes) -> Question:
     """Decode a question. Raises :class:`CommandError`."""
-    try:
-        return _question.decode(data)
-    except _UNDECODABLE as error:
-        raise CommandError(str(error)) from error
+    return _decoded(_question, data)
 
 
 def encode_reply(reply: Reply) -> bytes:
@@ -474,8 +480,8 @@ def encode_reply(reply: Reply) -> bytes:
 
 
 def decode_reply(data: bytes) -> Reply:
-    """Decode a reply. Raises ``msgspec.DecodeError``."""
-    return _reply.decode(data)
+    """Decode a reply. Raises :class:`CommandError`."""
+    return _decoded(_reply, data)
 
 
 def encode_row(row: Row) -> bytes:
@@ -484,8 +490,8 @@ def encode_row(row: Row) -> bytes:
 
 
 def decode_row(data: bytes) -> Row:
-    """Decode one row. Raises ``msgspec.DecodeError``."""
-    return _row.decode(data)
+    """Decode one row. Raises :class:`CommandError`."""
+    return _decoded(_row, data)
 
 
 def text_bytes(text: str) -> int:
