@@ -472,9 +472,8 @@ class _Turn:
     def stand(self, highest: Ballot) -> None:
         """R1: a fresh ballot above all promises heard of, promised on disk before it is used."""
         state, config = self.state, self.config
-        ballot = Ballot(
-            state.promised.era, max(state.promised.round, highest.round) + 1, config.voter
-        )
+        top = max(state.promised, highest)
+        ballot = Ballot(top.era, top.round + 1, config.voter)
         self.promise(ballot)
         self.records.append(PromiseRecord(ballot))
         self.set(
@@ -593,10 +592,10 @@ class _Turn:
                             break
                     if holder:
                         break
-                if not holder:
-                    break
-                asked.setdefault(holder, []).append(Pairs(slot, end, ballot))
-                slot = end + 1
+                if holder:
+                    asked.setdefault(holder, []).append(Pairs(slot, end, ballot))
+                    slot = end
+                slot += 1
         for voter, wanted in sorted(asked.items()):
             self.send(voter, Fetch(role.ballot, tuple(wanted)))
 
@@ -1260,7 +1259,7 @@ def count_votes(
 ) -> tuple[Flight, ...]:
     """``flights`` with one voter's Accepted for ``first``..``last``; a flight that it covers only
     in part is split, so that votes are always for all slots of a flight."""
-    if not flights or last < flights[0].first or first > flights[-1].last:
+    if not flights or last < flights[0].first or first > min(last, flights[-1].last):
         return flights
     out: list[Flight] = []
     for flight in flights:

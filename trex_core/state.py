@@ -34,6 +34,7 @@ class Config(msgspec.Struct, frozen=True):
     ``voters`` are all voter ids ascending, ``voter`` is one's own.  ``seed`` feeds the pure hash
     from which election back-off is drawn.  An election timeout is drawn from
     ``election_ticks_min``..``election_ticks_max``; advice: min >= 5 * ``heartbeat_ticks``.
+    ``quorum`` counts promises, polls, accepts and heartbeat rounds; None is a majority of voters.
     Raises ``ValueError`` when the fields contradict each other.
     """
 
@@ -53,6 +54,8 @@ class Config(msgspec.Struct, frozen=True):
             raise ValueError("voters must be ascending, distinct, and contain the voter itself")
         if not 0 < self.heartbeat_ticks * 3 <= self.election_ticks_min < self.election_ticks_max:
             raise ValueError("need 3 * heartbeat_ticks <= election_ticks_min < election_ticks_max")
+        if self.quorum is not None and set(self.quorum.weights) != set(self.voters):
+            raise ValueError("the quorum system must weigh exactly the voters; 0 is a weight")
 
     @property
     def quorums(self) -> QuorumSystem:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from trex_core.quorum import EvenFlexible, Majority, Tally, Weighted
+from trex_core.state import Config
 
 PATH = Path(__file__).parent.parent / "scenarios" / "quorum.json"
 CASES = json.loads(PATH.read_text())["quorums"]
@@ -38,6 +39,61 @@ def test_quorums_that_might_not_meet_are_refused(case):
             Weighted(weights, case["promise"], case["accept"])
     else:
         Weighted(weights, case["promise"], case["accept"])
+
+
+@pytest.mark.parametrize("voters", [1, 2, 3, 4, 5, 6, 7])
+def test_all_weights_up_to_2_of_all_memberships_up_to_7(voters):
+    """Each pair of quorum weights: refused, or each promise quorum meets each accept quorum, for no
+    accept quorum is among those that a promise quorum leaves out. Counted by a dumb twin too."""
+    subsets = [s for n in range(voters + 1) for s in itertools.combinations(range(voters), n)]
+    built = 0
+    for weights in itertools.combinations_with_replacement((0, 1, 2), voters):
+        total = sum(weights)
+        weigh = dict(enumerate(weights))
+        for promise, accept in itertools.product(range(-1, total + 2), repeat=2):
+            if promise + accept <= total or not (0 < promise <= total and 0 < accept <= total):
+                with pytest.raises(ValueError, match="weight"):
+                    Weighted(weigh, promise, accept)
+                continue
+            if promise + accept > total + 1:
+                continue  # fewer quorums of either kind than a pair that just exceeds the total
+            quorums = Weighted(weigh, promise, accept)
+            built += 1
+            for subset in subsets:
+                rest = [voter for voter in range(voters) if voter not in subset]
+                promised = quorums.promise(subset) is Tally.WIN
+                assert promised == (sum(weights[voter] for voter in subset) >= promise)
+                accepted = quorums.accept(rest) is Tally.WIN
+                assert accepted == (sum(weights[voter] for voter in rest) >= accept)
+                assert not (promised and accepted), (weights, promise, accept, subset)
+    assert built >= voters
+
+
+def test_the_algorithm_is_told_its_quorums():
+    assert isinstance(Config(2, (1, 2, 3), 102, 1).quorums, Majority)
+    heavy = Weighted({1: 2, 2: 1, 3: 0}, 2, 2)
+    assert Config(2, (1, 2, 3), 102, 1, quorum=heavy).quorums is heavy
+    for strange in (Weighted({1: 1, 2: 1}, 2, 1), Majority((1, 2, 3, 4)), Majority((2, 3, 4))):
+        with pytest.raises(ValueError, match="exactly the voters"):
+            Config(2, (1, 2, 3), 102, 1, quorum=strange)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"voters": (1, 3)},
+        {"voters": (3, 2, 1)},
+        {"voters": (1, 2, 2)},
+        {"heartbeat_ticks": 0},
+        {"heartbeat_ticks": 9},
+        {"election_ticks_min": 50},
+    ],
+)
+def test_a_configuration_that_contradicts_itself_is_refused(fields):
+    good = {"voter": 2, "voters": (1, 2, 3), "incarnation": 102, "boot": 1}
+    Config(**good)
+    with pytest.raises(ValueError, match="voters must be|need 3"):
+        Config(**{**good, **fields})
 
 
 @pytest.mark.parametrize("voters", [1, 2, 3, 4, 5, 6, 7])
