@@ -20,23 +20,37 @@ from statistics import median
 
 import anyio
 import pytest
+from msgspec.structs import replace
 
+from listeners.__main__ import BROKEN, REFUSED
 from listeners.sql import query_socket
-from tests.e2e.adversary import FORGED_KEY, group_socket
+from tests.e2e.adversary import FORGED_KEY, group_socket, mouth
 from tests.e2e.harness import (
     Child,
     Ledger,
     LocalCluster,
     all_config,
     config_of,
+    kill_all,
     put,
     write_for_ever,
 )
+from tests.e2e.tap import Datagram, Replay, Tap, can_tap
+from trex_core.access import voter_name
 from trex_core.cluster import ClusterConfig
 from trex_core.credentials import KEYS_FILE, parse_keys
-from trex_core.messages import DATAGRAM_BYTES_MAX, Status, StreamRun
-from trex_core.seal import StreamOpener
-from trex_core.wire import FrameError, decode_stream
+from trex_core.messages import (
+    CHAIN_BYTES,
+    DATAGRAM_BYTES_MAX,
+    WORDS_BYTES,
+    Ballot,
+    Status,
+    StreamRun,
+    StreamTip,
+    VoterDigest,
+)
+from trex_core.seal import SIGNATURE_BYTES, Sealer, Signer, StreamOpener, Verifier
+from trex_core.wire import Channel, FrameError, Identity, decode_stream, encode_body
 from voters.driver import Driver, open_driver
 
 pytestmark = pytest.mark.anyio
@@ -83,10 +97,12 @@ def reigns(found: dict[int, Status]) -> set[tuple]:
 
 
 async def until_agreed(driver: Driver) -> dict[int, Status]:
-    """The statuses, once all voters have fixed the same slots."""
-    with anyio.fail_after(30):
+    """The statuses, once all voters answer and have fixed the same slots."""
+    with anyio.fail_after(40):
         while True:
-            found = await statuses(driver)
+            found = await driver.statuses()
+            if not all(isinstance(each, Status) for each in found.values()):
+                continue
             if len({(each.fixed, each.applied, each.chain) for each in found.values()}) == 1:
                 return found
 
@@ -257,3 +273,202 @@ async def paced(ledger: Ledger, seconds: float) -> dict[str, float]:
         "median_ms": round(median(gaps) * 1000, 1),
         "longest_ms": round(max(gaps) * 1000),
     }
+
+
+# --- what was recorded ------------------------------------------------------------------------
+
+
+def refusals(status: Status) -> Counter[str]:
+    """The datagrams of peers that a voter dropped, by reason."""
+    prefix = "peer_udp.dropped."
+    counters = status.counters.items()
+    return Counter({name.removeprefix(prefix): n for name, n in counters if prefix in name})
+
+
+async def until_back(driver: Driver, voter: int, boot: int) -> Status:
+    """The status of ``voter`` once it runs with ``boot`` and knows who leads."""
+    with anyio.fail_after(30):
+        while True:
+            status = (await driver.statuses(1.0))[voter]
+            if isinstance(status, Status) and status.boot == boot and status.leader:
+                return status
+
+
+def roles(output: str) -> list[dict]:
+    """The changes of role that a voter logged."""
+    lines = [line for line in output.splitlines() if "voter.role.changed" in line]
+    return [json.loads(line) for line in lines]
+
+
+async def quiet_replay(
+    driver: Driver, recording: list[Datagram], for_voter: Counter[int], reasons: set[str]
+) -> None:
+    """Replay all of it at voters that have nothing else to do: each datagram is dropped, for one of
+    ``reasons``, and nothing else happens."""
+    before = await until_agreed(driver)
+    await anyio.to_thread.run_sync(Replay(recording).once)
+    after = await until_agreed(driver)
+    assert reigns(after) == reigns(before) and len(reigns(after)) == 1
+    for voter, now in after.items():
+        then = before[voter]
+        assert (now.fixed, now.chain, now.boot) == (then.fixed, then.chain, then.boot)
+        counted = refusals(now) - refusals(then)
+        print(f"voter {voter}: {dict(counted)} of {for_voter[voter]} that were replayed")
+        assert set(counted) <= reasons
+        assert for_voter[voter] * 3 / 4 < counted.total() <= for_voter[voter]
+
+
+@pytest.mark.skipif(not can_tap(), reason="a wire-tap needs CAP_NET_RAW")
+async def test_what_was_recorded_has_no_effect_on_who_restarted_nor_on_anybody_else(tmp_path):
+    with LocalCluster(tmp_path, 3) as cluster:
+        cluster.start_voters()
+        names = ["one", "two"]
+        for name in names:
+            cluster.start_listener(name).wait_for_line("listener.started", 30)
+        config, ledger = config_of(cluster), Ledger()
+        ports = {voter.peer_port: voter.id for voter in config.voters}
+        async with open_driver(config, cluster.credentials(), deadline_s=60) as driver:
+            with Tap(config) as tap:
+                await put(driver, "first", "yes")
+                async with anyio.create_task_group() as group:
+                    group.start_soon(write_for_ever, driver, ledger, "w")
+                    await ledger.more(40)
+                    deposed = await driver.find_leader()
+                    await driver.hand_over()
+                    await ledger.more(40)
+                    group.cancel_scope.cancel()
+            recording = tap.recording
+            for_voter = Counter(ports[each.port] for each in recording if each.port in ports)
+            streamed = sum(each.port == config.stream.port for each in recording)
+            print(f"recorded: {dict(for_voter)} for voters, {streamed} of the stream")
+            assert min(for_voter.values()) > 50 and streamed > 80
+
+            # To those who sent and heard it themselves: not one is taken twice.
+            await quiet_replay(driver, recording, for_voter, {"replay"})
+
+            # One after another restarts; what the others tell it is new, and the old opens nothing.
+            for voter in cluster.voter_ids:
+                boot = (await statuses(driver))[voter].boot + 1
+                cluster.voter(voter).kill()
+                cluster.start_voter(voter)
+                await until_back(driver, voter, boot)
+                await put(driver, f"restarted/{voter}", "yes")
+                await quiet_replay(driver, recording, for_voter, {"epoch", "replay", "tag"})
+
+            # All at once, and while they start somebody says what the deposed leader said.
+            old = await until_agreed(driver)
+            kill_all([cluster.voter(voter) for voter in cluster.voter_ids])
+            with Replay(recording) as replay:
+                began_s = time.monotonic()
+                cluster.start_voters()
+                late = cluster.start_listener("late")
+                leader = await driver.find_leader()
+                elected_s = time.monotonic() - began_s
+                slot = await put(driver, "elected", "yes")
+                await line_of(late, "listener.ready")
+                with anyio.fail_after(30):
+                    while replay.rounds < 1:
+                        await put(driver, "replayed", str(replay.rounds))
+            now = await until_agreed(driver)
+            print(
+                f"elected {elected_s:.2f} s after the start, {leader.ballot}, was {deposed.ballot}"
+            )
+            assert len(reigns(now)) == 1
+            assert leader.ballot > max(each.promised for each in old.values())
+            for voter in cluster.voter_ids:
+                changes = roles(cluster.voter(voter).output)
+                followed = {change["ballot"] for change in changes if change["leader"]}
+                assert followed == {str(leader.ballot)}, "nobody followed the deposed one"
+                assert refusals(now[voter]).total() > for_voter[voter] / 2
+            assert slot > max(each.fixed for each in old.values())
+            found = await all_config(driver)
+            assert {key: found.get(key) for key in ledger.acknowledged} == ledger.acknowledged
+            await anyio.to_thread.run_sync(check_same, cluster, [*names, "late"], found, now[1])
+        for name in (*names, "late"):
+            assert cluster.children[name].terminate() == 0
+            counted = json.loads((cluster.directory / name / "status.json").read_text())["counters"]
+            print(f"{name}: {counted}")
+            at_least = 1 if name == "late" else 50  # it began to hear in the middle of it
+            assert counted["duplicate"] >= at_least
+            assert counted.get("dropped_replay", 0) + counted.get("earlier_boot", 0) >= at_least
+            assert not counted.get("chain_mismatch")
+
+
+# --- voters that contradict each other --------------------------------------------------------
+
+
+def heartbeat(cluster: LocalCluster, voter: int, ballot: Ballot, slot: int, chain: bytes) -> bytes:
+    """The datagram that says so, signed and sealed with all that lies in the voter's folder."""
+    config = config_of(cluster)
+    keys = parse_keys((cluster.credentials(voter_name(voter)) / KEYS_FILE).read_text())
+    assert keys.stream is not None
+    signer = Signer(keys.signing, config.cluster_id_bytes, voter)
+    boot = 1 << 20  # newer than what the voter itself says
+    digest = VoterDigest("follower", ballot, slot, slot, slot, 0, 0, 0, "0", boot)
+    signed = signer.tip(ballot, slot, chain)
+    tip = StreamTip(ballot, False, slot, chain, digest, voter, signed, bytes(SIGNATURE_BYTES))
+    tip = replace(tip, words=signer.words(encode_body(tip)[:-WORDS_BYTES]))
+    identity = Identity(config.cluster_id_bytes, voter, 1, boot)
+    (data,) = Sealer(Channel.STREAM, identity, keys.stream.first, b"salt").datagrams(
+        encode_body(tip)
+    )
+    return data
+
+
+async def test_two_voters_tips_that_contradict_stop_a_listener_and_the_evidence_is_kept(tmp_path):
+    with LocalCluster(tmp_path, 3) as cluster:
+        cluster.start_voters()
+        listener = cluster.start_listener("watch")
+        listener.wait_for_line("listener.started", 30)
+        config, place = config_of(cluster), cluster.directory / "watch"
+        async with open_driver(config, cluster.credentials(), deadline_s=30) as driver:
+            slot = await put(driver, "before", "yes")
+            await anyio.to_thread.run_sync(sql, cluster, "watch", "SELECT 1", slot)
+            ballot = (await driver.find_leader()).ballot
+            lie = slot + 100
+            chains = {1: b"\x11" * CHAIN_BYTES, 2: b"\x22" * CHAIN_BYTES}
+            with mouth() as sender:
+                for voter, chain in chains.items():
+                    data = heartbeat(cluster, voter, ballot, lie, chain)
+                    sender.sendto(data, (config.stream.group, config.stream.port))
+            assert await anyio.to_thread.run_sync(listener.wait, 20) == BROKEN
+            slot = await put(driver, "after", "yes")
+
+            def ends_in(output: str) -> str:
+                told = [line for line in output.splitlines() if line.startswith("trex-listener: ")]
+                assert len(told) == 1 and "Traceback" not in output, output
+                return told[0]
+
+            await anyio.to_thread.run_sync(listener.wait_for_line, "^trex-listener: ", 10)
+            line = ends_in(listener.output)
+            assert f"for slot {lie}" in line and "contradicts itself" in line
+            assert chains[1].hex() in line and chains[2].hex() in line
+
+            evidence = place / "contradiction.json"
+            tips = json.loads(evidence.read_text())
+            public = parse_keys((cluster.credentials("listener") / KEYS_FILE).read_text()).public
+            verifier = Verifier(public, config.cluster_id_bytes)
+            assert {tip["voter"]: bytes.fromhex(tip["chain"]) for tip in tips} == chains
+            for tip in tips:
+                assert tip["slot"] == lie
+                signed = Ballot(*map(int, tip["ballot"].split(".")))
+                said = (tip["voter"], signed, tip["slot"], bytes.fromhex(tip["chain"]))
+                assert verifier.tip(*said, bytes.fromhex(tip["signature"]))
+                assert not verifier.tip(3, *said[1:], bytes.fromhex(tip["signature"]))
+
+            for _ in range(2):  # not by trying again either
+                again = cluster.start_listener("watch")
+                assert await anyio.to_thread.run_sync(again.wait, 30) == REFUSED
+                await anyio.to_thread.run_sync(again.wait_for_line, "^trex-listener: ", 10)
+                assert str(evidence) in ends_in(again.output)
+                assert json.loads(evidence.read_text()) == tips
+            evidence.unlink()
+            for store in place.glob("store.duckdb*"):
+                store.unlink()
+            cluster.start_listener("watch")
+            await line_of(cluster.children["watch"], "listener.started")
+            rows = await anyio.to_thread.run_sync(
+                sql, cluster, "watch", "SELECT key FROM config ORDER BY slot", slot
+            )
+            assert [key for (key,) in rows] == ["before", "after"]
+            assert cluster.children["watch"].terminate() == 0
