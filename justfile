@@ -30,8 +30,9 @@ fmt:
     .venv/bin/ruff check --fix-only --quiet .
     .venv/bin/ruff format .
 
-# long runs: the simulator over many seeds, until Ctrl-C or the count given
-soak seeds="100000":
+# long runs: an attack of so many seconds, then the simulator over many seeds, until Ctrl-C
+soak seeds="100000" attack="300":
+    TREX_TEST_ATTACK_S={{attack}} .venv/bin/python -m pytest -q -s --timeout 3600 tests/e2e/test_adversary.py -k stole
     .venv/bin/python -m tests.simulator --seeds {{seeds}}
     .venv/bin/python -m tests.fuzz --cases {{seeds}}
 
