@@ -19,6 +19,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from listeners import Lagged, Listener, Reset, open_listener
+from listeners.credentials import Credentials
 from listeners.source import Source, drop_share
 from tests.adversary.hostile import (
     OUTSIDE,
@@ -33,29 +34,32 @@ from tests.adversary.hostile import (
     channel_of,
     door_of,
 )
-from tests.credentials import folder, stream_opener
+from tests.credentials import folder
 from tests.e2e.harness import all_config, put
 from tests.voters.here import SOON_S, Here, some_cluster
 from trex_core.cluster import ClusterConfig
 from trex_core.messages import DATAGRAM_BYTES_MAX
+from trex_core.seal import StreamOpener
 from trex_core.wire import HEADER_BYTES, Channel, encode_body
 from voters.driver import Driver, open_driver
 from voters.server import Voter
 from voters.transport import multicast_receiver, multicast_sender
 
 WINDOW_DATAGRAMS = 64
-"""Of the largest datagrams so many are held by the kernel for a voter's peer port."""
-REPAIR_WINDOW_DATAGRAMS = 24
-"""The same for the port of repairs, whose buffer is small on purpose."""
+"""Most datagrams of a window, if not told otherwise."""
+KERNEL_BYTES = 4096
+"""More than the kernel takes of a socket's buffer for a datagram of the largest size."""
 KEEP_BACK_EVERY = 16
 """Of the voters' datagrams each such one never arrives."""
-RECORDED_MIN = {STREAM: 200, REPAIR: 40}
+RECORDED_MIN = {STREAM: 100, REPAIR: 20}
 """What is recorded before the flood begins."""
+RECORD_S = 60.0
+"""Longest that may take."""
 PROMISED_BYTES = (10, 100, 700, 3_000)
 """Sizes of the values written: of one slot a datagram, of many, of several datagrams."""
 
 
-class Violation(AssertionError):
+class Violation(AssertionError):  # noqa: N818 - a finding, not an error of the program
     """Something that must never be: what, and where to look."""
 
 
@@ -97,6 +101,7 @@ class Ear:
         self.tap = tap
         self._counters = counters
         self._prefixes = prefixes
+        self.room = tap.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // KERNEL_BYTES
 
     def dropped(self) -> Counter[str]:
         """By reason, of those that need no key."""
@@ -129,7 +134,7 @@ class Arena:
         self.window_size = 0
         self.listener: Listener
         self.driver: Driver
-        self._ears: dict[str, list[Ear]] = {REPAIR: []}
+        self._ears: dict[str, list[Ear]] = {STREAM: [], REPAIR: []}
         self._said: Counter[tuple[int, int, object]] = Counter()
         self._wrong: list[str] = []
         self._changed: dict[str, int] = {}
@@ -142,12 +147,6 @@ class Arena:
             REPAIR: (stream.group, stream.repair_port),
             **{door_of(v.id): (v.host, v.peer_port) for v in cluster.voters},
         }
-
-    @property
-    def doors(self) -> list[str]:
-        """Where to send: the voters' ports more often than each other, since it is there that a
-        forgery would do most."""
-        return [*map(door_of, self.cluster.voter_ids), STREAM, REPAIR]
 
     # --- ears -------------------------------------------------------------------------------
 
@@ -194,7 +193,9 @@ class Arena:
                 key = each.sender, number, each.message
                 self._said[key] -= 1
                 if self._said[key] < 0:
-                    self._wrong.append(f"voter {number} heard what {each.sender} never said: {each}")
+                    self._wrong.append(
+                        f"voter {number} heard what {each.sender} never said: {each}"
+                    )
                 if not self._said[key]:
                     del self._said[key]
             return heard
@@ -210,8 +211,8 @@ class Arena:
         source._stream, source._repair = Tap(self, source._stream), Tap(self, source._repair)
         source._resume()
         for door, tap in ((STREAM, source._stream), (REPAIR, source._repair)):
-            ears = self._ears.setdefault(door, [])
-            ears.append(Ear("listener", tap, lambda: listener.counters, "dropped_"))
+            ear = Ear("listener", tap, lambda: listener.counters, "dropped_")
+            self._ears[door].append(ear)
 
     # --- genuine traffic --------------------------------------------------------------------
 
@@ -243,60 +244,30 @@ class Arena:
                 self.stirred.clear()
                 await self.stirred.wait()
 
-    async def record(self) -> None:
-        """Overhear the stream, with a listener that misses a share of it and so asks for repairs,
-        until there is enough of everything."""
-        loop, stream = asyncio.get_running_loop(), self.cluster.stream
-        opener = stream_opener(self.cluster)
-        ears = {
-            STREAM: multicast_receiver(stream, stream.port, 1 << 20),
-            REPAIR: multicast_receiver(stream, stream.repair_port, 1 << 20),
-        }
-
-        def hear(door: str) -> None:
-            data = ears[door].recv(2 * DATAGRAM_BYTES_MAX)
-            self.recording.note(door, Said(data, opener.open(data).body))
-            self.stirred.set()
-
-        try:
-            for door, ear in ears.items():
-                loop.add_reader(ear, hear, door)
-            lossy = open_listener(
-                self.cluster,
-                folder(self.cluster, "listener"),
-                name="lossy",
-                seed=self.seed,
-                keep=drop_share(0.3, str(self.seed)),
-            )
-            async with lossy:
-                taken = self.recording.taken
-                await self.until(
-                    lambda: all(len(taken.get(d, ())) >= n for d, n in RECORDED_MIN.items())
-                )
-        finally:
-            for ear in ears.values():
-                loop.remove_reader(ear)
-                ear.close()
-
     # --- the flood --------------------------------------------------------------------------
 
-    async def flood(self, datagrams: int, tell: Callable[[int], None] | None = None) -> None:
+    def room(self, door: str) -> int:
+        """How many datagrams the kernel holds for everybody who hears ``door``."""
+        return min(ear.room for ear in self._ears[door])
+
+    async def flood(
+        self,
+        datagrams: int,
+        window_datagrams: int = WINDOW_DATAGRAMS,
+        tell: Callable[[int], None] = lambda _sent: None,
+    ) -> None:
         """Send that many hostile datagrams, in windows. Raises :class:`Violation`."""
         end = self.sent.total() + datagrams
         while (left := end - self.sent.total()) > 0:
-            window = self.adversary.window(min(left, WINDOW_DATAGRAMS), self.doors)
+            door = self.adversary.chance.choice(list(self._addresses))
+            window = self.adversary.window(door, min(left, window_datagrams, self.room(door)))
             if window is not None:
                 await self.feed(window)
-                if tell is not None:
-                    tell(self.sent.total())
+                tell(self.sent.total())
 
     async def feed(self, window: Window) -> None:
-        """Send a window and account for it. Raises :class:`Violation`."""
-        size = REPAIR_WINDOW_DATAGRAMS if window.door == REPAIR else WINDOW_DATAGRAMS
-        for at in range(0, len(window.datagrams), size):
-            await self._feed(window._replace(datagrams=window.datagrams[at : at + size]))
-
-    async def _feed(self, window: Window) -> None:
+        """Send a window, of which there is :meth:`room`, and account for it. Raises
+        :class:`Violation`."""
         kind, door, datagrams = window
         self._count += 1
         ears, size = self._ears[door], len(datagrams)
@@ -385,6 +356,40 @@ class Arena:
                 await asyncio.sleep(0)  # turns of the loop: it is applied, and told next
 
 
+async def overhear(cluster: ClusterConfig, keys: Path, recording: Recording, seed: int) -> None:
+    """Record the stream, with a listener that misses a share of it and so asks for repairs, until
+    there is enough of everything. ``keys`` is the folder of a listener's credentials."""
+    loop, stream, heard = asyncio.get_running_loop(), cluster.stream, asyncio.Event()
+    ring = Credentials(keys, cluster.cluster_id_bytes).keys.stream
+    assert ring is not None
+    opener = StreamOpener(cluster.cluster_id_bytes, ring)
+    ears = {
+        STREAM: multicast_receiver(stream, stream.port, 1 << 20),
+        REPAIR: multicast_receiver(stream, stream.repair_port, 1 << 20),
+    }
+
+    def hear(door: str) -> None:
+        data = ears[door].recv(2 * DATAGRAM_BYTES_MAX)
+        recording.note(door, Said(data, opener.open(data).body))
+        heard.set()
+
+    try:
+        for door, ear in ears.items():
+            loop.add_reader(ear, hear, door)
+        keep = drop_share(0.3, str(seed))
+        async with (
+            asyncio.timeout(RECORD_S),
+            open_listener(cluster, keys, name="lossy", seed=seed, keep=keep),
+        ):
+            while any(len(recording.taken.get(d, ())) < n for d, n in RECORDED_MIN.items()):
+                heard.clear()
+                await heard.wait()
+    finally:
+        for ear in ears.values():
+            loop.remove_reader(ear)
+            ear.close()
+
+
 @asynccontextmanager
 async def open_arena(directory: Path, seed: int) -> AsyncIterator[Arena]:
     """A cluster that has begun to commit, with enough recorded. When the block ends all is looked
@@ -418,7 +423,7 @@ async def open_arena(directory: Path, seed: int) -> AsyncIterator[Arena]:
         following = asyncio.create_task(arena.follow())
         writing = asyncio.create_task(arena.write())
         try:
-            await arena.record()
+            await overhear(cluster, keys, arena.recording, seed)
             yield arena
             await arena.quiet(writing)
         finally:
