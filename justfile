@@ -30,11 +30,12 @@ fmt:
     .venv/bin/ruff check --fix-only --quiet .
     .venv/bin/ruff format .
 
-# long runs: an attack of so many seconds, then the simulator over many seeds, until Ctrl-C
-soak seeds="100000" attack="300":
-    TREX_TEST_ATTACK_S={{attack}} .venv/bin/python -m pytest -q -s --timeout 3600 tests/e2e/test_adversary.py -k stole
+# long runs: the simulator over many seeds, every decoder fuzzed, hostile datagrams, an attack
+soak seeds="10000" cases="1000000" datagrams="1000000" attack_s="300":
     .venv/bin/python -m tests.simulator --seeds {{seeds}}
-    .venv/bin/python -m tests.fuzz --cases {{seeds}}
+    .venv/bin/python -m tests.fuzz --cases {{cases}}
+    .venv/bin/python -m tests.adversary --datagrams {{datagrams}}
+    TREX_TEST_ATTACK_S={{attack_s}} .venv/bin/python -m pytest -q -s --timeout 3600 tests/e2e/test_adversary.py -k stole
 
 # commits a second and latency of five voters, as JSON lines
 bench *args:

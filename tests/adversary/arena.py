@@ -52,9 +52,10 @@ KERNEL_BYTES = 4096
 KEEP_BACK_EVERY = 16
 """Of the voters' datagrams each such one never arrives."""
 RECORDED_MIN = {STREAM: 100, REPAIR: 20}
-"""What is recorded before the flood begins."""
+PEER_RECORDED_MIN = 100
+"""What is recorded of each door before the flood begins."""
 RECORD_S = 60.0
-"""Longest that may take."""
+"""Longest that may take, or a write."""
 PROMISED_BYTES = (10, 100, 700, 3_000)
 """Sizes of the values written: of one slot a datagram, of many, of several datagrams."""
 
@@ -358,11 +359,13 @@ class Arena:
 
 async def overhear(cluster: ClusterConfig, keys: Path, recording: Recording, seed: int) -> None:
     """Record the stream, with a listener that misses a share of it and so asks for repairs, until
-    there is enough of everything. ``keys`` is the folder of a listener's credentials."""
+    there is enough of it and of what others record between voters. ``keys`` is the folder of a
+    listener's credentials."""
     loop, stream, heard = asyncio.get_running_loop(), cluster.stream, asyncio.Event()
     ring = Credentials(keys, cluster.cluster_id_bytes).keys.stream
     assert ring is not None
     opener = StreamOpener(cluster.cluster_id_bytes, ring)
+    wanted = RECORDED_MIN | {door_of(v): PEER_RECORDED_MIN for v in cluster.voter_ids}
     ears = {
         STREAM: multicast_receiver(stream, stream.port, 1 << 20),
         REPAIR: multicast_receiver(stream, stream.repair_port, 1 << 20),
@@ -381,7 +384,7 @@ async def overhear(cluster: ClusterConfig, keys: Path, recording: Recording, see
             asyncio.timeout(RECORD_S),
             open_listener(cluster, keys, name="lossy", seed=seed, keep=keep),
         ):
-            while any(len(recording.taken.get(d, ())) < n for d, n in RECORDED_MIN.items()):
+            while any(len(recording.taken.get(d, ())) < n for d, n in wanted.items()):
                 heard.clear()
                 await heard.wait()
     finally:
@@ -418,7 +421,7 @@ async def open_arena(directory: Path, seed: int) -> AsyncIterator[Arena]:
             await held.enter_async_context(open_listener(cluster, keys, name="target", seed=seed))
         )
         arena.driver = await held.enter_async_context(
-            open_driver(cluster, folder(cluster), deadline_s=SOON_S)
+            open_driver(cluster, folder(cluster), deadline_s=RECORD_S)
         )
         following = asyncio.create_task(arena.follow())
         writing = asyncio.create_task(arena.write())

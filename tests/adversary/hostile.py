@@ -97,12 +97,12 @@ class Adversary:
         self.key = Key(1, draw(KEY_BYTES))
         """Of the other cluster, the first as everywhere."""
         self.secret = draw(KEY_BYTES)
-        self._counter = 1
+        self.kinds = list(KINDS)
 
     def window(self, door: str, size: int) -> Window | None:
         """At most ``size`` datagrams of one kind for ``door``; None if there are none of the kind
         that was drawn."""
-        kind = self.chance.choice(list(KINDS))
+        kind = self.chance.choice(self.kinds)
         drawn = [KINDS[kind].make(self, door) for _ in range(size)]
         datagrams = [data for data in drawn if data is not None]
         return Window(kind, door, datagrams) if datagrams else None

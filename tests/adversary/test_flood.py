@@ -2,17 +2,105 @@
 
 from __future__ import annotations
 
-from tests.adversary.arena import open_arena
-from tests.adversary.hostile import KINDS
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
+from msgspec.structs import replace
+
+from tests.adversary.arena import Violation, open_arena
+from tests.adversary.hostile import DRAWN, KINDS, OUTSIDE, Window
+from trex_core.messages import DATAGRAM_BYTES_MAX
+from trex_core.seal import PeerOpener, ReplayWindow
 
 DATAGRAMS = 20_000
+EXAMPLES = 300
+LIKELY = 2_000
+"""Datagrams of one kind: among them each defect of its kind shows."""
+
+place = some.integers(0, DATAGRAM_BYTES_MAX)
+edits = some.lists(
+    some.one_of(
+        some.tuples(some.just("flip"), place, some.integers(1, 255)),
+        some.tuples(some.just("cut"), place),
+        some.tuples(some.just("put"), place, some.binary(min_size=1, max_size=40)),
+        some.tuples(some.just("insert"), place, some.binary(min_size=1, max_size=40)),
+        some.tuples(some.just("splice"), place, some.integers(0, 99)),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+def edited(data: bytes, others: list[bytes], changes: list[tuple]) -> bytes:
+    for what, where, *more in changes:
+        at = where % (len(data) + 1)
+        match what, *more:
+            case "flip", int(bits):
+                data = data[:at] + bytes(byte ^ bits for byte in data[at : at + 1]) + data[at + 1 :]
+            case "cut", *_:
+                data = data[:at]
+            case "put", bytes(new):
+                data = data[:at] + new + data[at + len(new) :]
+            case "insert", bytes(new):
+                data = data[:at] + new + data[at:]
+            case "splice", int(other):
+                data = data[:at] + others[other % len(others)][at:]
+    return data[: DATAGRAM_BYTES_MAX + 1]
+
+
+def drawn() -> list[tuple[int, list[tuple]]]:
+    """What hypothesis would do to which of many datagrams."""
+    made = []
+
+    @settings(max_examples=EXAMPLES, database=None, deadline=None, derandomize=True)
+    @given(some.integers(0, DATAGRAMS), edits)
+    def draw(index: int, changes: list[tuple]) -> None:
+        made.append((index, changes))
+
+    draw()
+    return made
 
 
 async def test_of_a_flood_nothing_is_taken_and_each_datagram_is_counted(tmp_path):
+    ideas = drawn()
     async with open_arena(tmp_path, 1) as arena:
         before = len(arena.acknowledged)
         await arena.flood(DATAGRAMS)
+        for door, said in arena.recording.kept_back.items():
+            real = [each.data for each in (*said, *arena.recording.taken[door])]
+            made = [edited(real[index % len(real)], real, changes) for index, changes in ideas]
+            made = [data for data in made if data not in real]
+            assert len(made) > EXAMPLES / 2
+            for at in range(0, len(made), arena.room(door)):
+                await arena.feed(Window(DRAWN, door, made[at : at + arena.room(door)]))
         assert len(arena.acknowledged) > before, "commits go on"
-    assert arena.sent.keys() == KINDS.keys()
-    assert arena.sent.total() == DATAGRAMS
-    print(arena.totals, len(arena.acknowledged) - before)
+    assert arena.sent.keys() == {DRAWN, *KINDS}
+    assert {reason for _, _, reason in arena.totals} >= OUTSIDE - {"version"}, "each has its case"
+    print(dict(arena.sent), dict(arena.totals))
+
+
+def replay_allowed(monkeypatch):
+    monkeypatch.setattr(ReplayWindow, "fresh", lambda _self, _number: True)
+
+
+def receiver_ignored(monkeypatch):
+    real = PeerOpener.open
+
+    def opened(self, data):
+        return replace(real(self, data), receiver=0)
+
+    monkeypatch.setattr(PeerOpener, "open", opened)
+
+
+@pytest.mark.parametrize(
+    ("defect", "kind"), [(replay_allowed, "replayed"), (receiver_ignored, "misdirected")]
+)
+async def test_a_defect_would_be_seen(tmp_path, monkeypatch, defect, kind):
+    async def attack():
+        async with open_arena(tmp_path, 1) as arena:
+            arena.adversary.kinds = [kind]
+            defect(monkeypatch)
+            await arena.flood(LIKELY)
+
+    with pytest.raises(Violation, match=f"of kind '{kind}'"):
+        await attack()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from contextlib import ExitStack
 
 import anyio
 
@@ -34,10 +35,9 @@ from tests.e2e.harness import (
 from voters.driver import open_driver
 from voters.transport import multicast_sender
 
-DATAGRAMS = 4_000
+DATAGRAMS = 3_000
 REPAIR_WINDOW_DATAGRAMS = 24
 """The voters' buffer for repair requests is small on purpose."""
-PEERS_MIN = 200
 WRITERS = 4
 SOON_S = 30.0
 LOOK_S = 0.02
@@ -47,14 +47,14 @@ LOOK_S = 0.02
 class Flood:
     """Sends windows at one cluster; each is counted by everybody who hears it before the next."""
 
-    def __init__(self, cluster, driver, recording):
+    def __init__(self, cluster, driver, recording, sender):
         config = config_of(cluster)
         self.adversary = Adversary(3, config.cluster_id_bytes, recording)
         self.sent = Counter()
         self.reasons = Counter()
         self._driver = driver
         self._status = cluster.directory / "one" / "status.json"
-        self._socket = multicast_sender(config.stream)
+        self._sender = sender
         group = config.stream.group
         self._addresses = {
             STREAM: (group, config.stream.port),
@@ -84,7 +84,7 @@ class Flood:
         kind, _, datagrams = window
         before = {who: await self.dropped(who, door) for who in self._hearing[door]}
         for data in datagrams:
-            self._socket.sendto(data, self._addresses[door])
+            self._sender.sendto(data, self._addresses[door])
         for who, earlier in before.items():
             late_s = time.monotonic() + SOON_S
             while (now := await self.dropped(who, door) - earlier).total() < len(datagrams):
@@ -98,12 +98,13 @@ class Flood:
 
 async def test_real_processes_take_nothing_of_a_flood_and_go_on_committing(tmp_path):
     ledger, recording = Ledger(), Recording()
-    with LocalCluster(tmp_path, 3) as cluster:
+    with LocalCluster(tmp_path, 3) as cluster, ExitStack() as held:
         config = config_of(cluster)
         async with (
             between(cluster, recording),
             open_driver(config, cluster.credentials(), deadline_s=SOON_S) as driver,
         ):
+            sender = held.enter_context(multicast_sender(config.stream))
             listener = cluster.start(
                 "one",
                 *("listeners", "run", "--name", "one", "--dir", cluster.directory / "one"),
@@ -114,10 +115,10 @@ async def test_real_processes_take_nothing_of_a_flood_and_go_on_committing(tmp_p
                     writing.start_soon(write_for_ever, driver, ledger, f"w{writer}", 300)
                 await overhear(config, cluster.credentials("listener"), recording, 3)
                 await ledger.more(100, SOON_S)
-                assert all(len(recording.taken[door_of(v)]) > PEERS_MIN for v in cluster.voter_ids)
                 listener.wait_for_line("listener.ready", SOON_S)
                 pids = {name: child.pid for name, child in cluster.children.items()}
-                flood, written = Flood(cluster, driver, recording), len(ledger.acknowledged)
+                flood = Flood(cluster, driver, recording, sender)
+                written = len(ledger.acknowledged)
                 while flood.sent.total() < DATAGRAMS:
                     await flood.send()
                 written = len(ledger.acknowledged) - written
