@@ -357,15 +357,19 @@ class Arena:
                 await asyncio.sleep(0)  # turns of the loop: it is applied, and told next
 
 
-async def overhear(cluster: ClusterConfig, keys: Path, recording: Recording, seed: int) -> None:
+async def overhear(
+    cluster: ClusterConfig, keys: Path, recording: Recording, seed: int, *, peers: bool = True
+) -> None:
     """Record the stream, with a listener that misses a share of it and so asks for repairs, until
-    there is enough of it and of what others record between voters. ``keys`` is the folder of a
-    listener's credentials."""
+    there is enough of it and (``peers``) of what others record between voters. ``keys`` is the
+    folder of a listener's credentials."""
     loop, stream, heard = asyncio.get_running_loop(), cluster.stream, asyncio.Event()
     ring = Credentials(keys, cluster.cluster_id_bytes).keys.stream
     assert ring is not None
     opener = StreamOpener(cluster.cluster_id_bytes, ring)
-    wanted = RECORDED_MIN | {door_of(v): PEER_RECORDED_MIN for v in cluster.voter_ids}
+    wanted = dict(RECORDED_MIN)
+    if peers:
+        wanted |= {door_of(voter): PEER_RECORDED_MIN for voter in cluster.voter_ids}
     ears = {
         STREAM: multicast_receiver(stream, stream.port, 1 << 20),
         REPAIR: multicast_receiver(stream, stream.repair_port, 1 << 20),
