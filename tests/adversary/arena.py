@@ -247,6 +247,11 @@ class Arena:
 
     # --- the flood --------------------------------------------------------------------------
 
+    def send(self, door: str, datagrams: list[bytes]) -> None:
+        """Send, and account for nothing."""
+        for data in datagrams:
+            self._sender.sendto(data, self._addresses[door])
+
     def room(self, door: str) -> int:
         """How many datagrams the kernel holds for everybody who hears ``door``."""
         return min(ear.room for ear in self._ears[door])
@@ -277,9 +282,7 @@ class Arena:
             ear.tap.received = 0
         self.window_size = size
         self.awaited = frozenset(data[:DATAGRAM_BYTES_MAX] for data in datagrams)
-        address, send = self._addresses[door], self._sender.sendto
-        for data in datagrams:
-            send(data, address)
+        self.send(door, datagrams)
         inbox = self.listener._source._inbox
         try:
             await self.until(lambda: all(ear.tap.received >= size for ear in ears))

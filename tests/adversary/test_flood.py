@@ -7,13 +7,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from msgspec.structs import replace
 
-from tests.adversary.arena import Violation, open_arena
-from tests.adversary.hostile import DRAWN, KINDS, OUTSIDE, Window
-from trex_core.messages import DATAGRAM_BYTES_MAX
+from tests.adversary.arena import WINDOW_DATAGRAMS, Violation, open_arena
+from tests.adversary.hostile import DRAWN, KINDS, OUTSIDE, STREAM, Window
+from tests.credentials import on_stream
+from tests.voters.here import SOON_S
+from trex_core.messages import DATAGRAM_BYTES_MAX, StreamRun
 from trex_core.seal import PeerOpener, ReplayWindow
+from trex_core.wire import Identity, decode_stream, encode_body
 
+pytestmark = pytest.mark.xdist_group("e2e")  # a cluster, if in one process
 DATAGRAMS = 20_000
 EXAMPLES = 300
+FORGERIES = 5_000
+LOOKED_AT_MIN = 200
+"""Of these so many signatures at least are looked at and found wrong."""
 LIKELY = 2_000
 """Datagrams of one kind: among them each defect of its kind shows."""
 
@@ -77,6 +84,27 @@ async def test_of_a_flood_nothing_is_taken_and_each_datagram_is_counted(tmp_path
     assert arena.sent.keys() == {DRAWN, *KINDS}
     assert {reason for _, _, reason in arena.totals} >= OUTSIDE - {"version"}, "each has its case"
     print(dict(arena.sent), dict(arena.totals))
+
+
+async def test_who_stole_the_stream_key_has_nothing_believed_and_cannot_stop_who_listens(tmp_path):
+    """Many forged tips and runs: signatures are dear, so most are not even looked at."""
+    async with open_arena(tmp_path, 1) as arena:
+        chance, listener, cluster = arena.adversary.chance, arena.listener, arena.cluster
+        said = [decode_stream(each.body) for each in arena.recording.taken[STREAM]]
+        who = [Identity(cluster.cluster_id_bytes, voter, 5, 5) for voter in cluster.voter_ids]
+        heard = listener.counters["datagrams"]
+        for number in range(FORGERIES):
+            forged, ahead = chance.choice(said), listener.applied + chance.randint(1, 50)
+            changes = {"tip_slot": ahead + 99, "tip_chain": chance.randbytes(32)}
+            if isinstance(forged, StreamRun):
+                changes |= {"first": ahead, "chain_before": chance.randbytes(32)}
+            body = encode_body(replace(forged, **changes))
+            arena.send(STREAM, on_stream(cluster, chance.choice(who), body))
+            if number % WINDOW_DATAGRAMS == 0:
+                slot = max(slot for _, slot in arena.acknowledged.values())
+                await listener.wait_applied(slot, SOON_S)
+        await arena.until(lambda: listener.counters["datagrams"] >= heard + FORGERIES)
+        assert listener.counters["dropped_signature"] > LOOKED_AT_MIN
 
 
 def replay_allowed(monkeypatch):
