@@ -47,8 +47,8 @@ from voters.transport import Transport, multicast_sender, udp_socket
 START_S = 60.0
 WINDOW_DATAGRAMS = 64
 SAMPLES = ("noise", "replayed", "body flipped")
-"""Kinds that are measured alone: what is dropped at a look, by the window of numbers, and by the seal
-(at a voter, as far as the number is still good)."""
+"""Kinds that are measured alone: what is dropped at a look, by the window of numbers, and by the
+seal (at a voter, as far as the number is still good)."""
 CORPUS_DATAGRAMS = 4_000
 TURNS = 3
 BURST = 20
