@@ -147,7 +147,7 @@ def step(config: Config, state: State, event: Event) -> tuple[State, Effects]:
             turn.on_install(event)
         case StartHandOver(to=to):
             turn.on_start_hand_over(to)
-        case DiskRoom(has_room=has_room):
+        case DiskRoom(has_room=has_room):  # pragma: no branch - there is no other event
             turn.on_disk_room(has_room)
     return turn.state, Effects(tuple(turn.records), tuple(turn.sends), tuple(turn.fixed))
 
@@ -244,8 +244,9 @@ class _Turn:
             self.follow(self.state.attempt)
 
     def promise(self, ballot: Ballot) -> None:
-        if ballot > self.state.promised:
-            self.set(promised=ballot)
+        """A higher ballot than any before is promised, in memory and on disk."""
+        self.set(promised=ballot)
+        self.records.append(PromiseRecord(ballot))
 
     def hears_leader(self) -> bool:
         state = self.state
@@ -320,7 +321,7 @@ class _Turn:
                 self.on_chain_report(sender, message)
             case Fenced():
                 self.on_fenced(message)
-            case CatchUp():
+            case CatchUp():  # pragma: no branch - there is no other message
                 pass  # an instruction to one's own shell; from outside it means nothing
 
     def on_fenced(self, message: Fenced) -> None:
@@ -354,7 +355,7 @@ class _Turn:
                     self.poll()
             case Candidate():
                 self.tick_candidate(state.role)
-            case Leader():
+            case Leader():  # pragma: no branch - there is no other role
                 self.tick_leader(state.role)
         self.tick_chase()
 
@@ -475,7 +476,6 @@ class _Turn:
         top = max(state.promised, highest)
         ballot = Ballot(top.era, top.round + 1, config.voter)
         self.promise(ballot)
-        self.records.append(PromiseRecord(ballot))
         self.set(
             role=Candidate(
                 ballot=ballot,
@@ -503,7 +503,6 @@ class _Turn:
             return
         if ballot > state.promised:
             self.promise(ballot)
-            self.records.append(PromiseRecord(ballot))
             self.yield_to(ballot)
             if isinstance(self.state.role, Polling):
                 self.follow(self.state.attempt)
@@ -752,7 +751,6 @@ class _Turn:
             return
         if ballot > self.state.promised:
             self.promise(ballot)
-            self.records.append(PromiseRecord(ballot))
         self.learn_tip(sender, ballot, message.tip)
         state = self.state
         first, values = message.first, message.values
@@ -927,8 +925,7 @@ class _Turn:
         acks = tuple(sorted((*others, ack), key=lambda a: a.voter))
         self.set(role=_replace(role, acks=acks))
         self.count_acks()
-        if message.fixed > self.state.fixed:
-            self.chase(message.fixed, sender)
+        self.chase(message.fixed, sender)
         self.fill_up(message.last_accepted)
         self.try_hand_over()
 
@@ -944,8 +941,7 @@ class _Turn:
         role = self.state.role
         if not isinstance(role, Leader | Candidate) or message.ballot != role.ballot:
             return
-        if message.fixed > self.state.fixed:
-            self.chase(message.fixed, sender)
+        self.chase(message.fixed, sender)
         if message.promised <= role.ballot:
             return
         # Somebody promised higher. The ballot is never raised in place (defect D1): stand anew.
@@ -1004,7 +1000,7 @@ class _Turn:
     # --- catch-up (R8) ----------------------------------------------------------------------
 
     def chase(self, goal: int, hint: int) -> None:
-        """Slot ``goal`` is fixed, ``hint`` says so; get there."""
+        """Slot ``goal`` is fixed, ``hint`` says so; get there, if it is not reached."""
         chase = self.state.chase
         if goal <= self.state.fixed:
             return

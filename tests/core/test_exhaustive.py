@@ -455,6 +455,7 @@ def promises(first: int) -> Iterator[tuple[int, int, tuple[Pairs, ...]]]:
             (Pairs(11, 11, BEFORE),),
             (Pairs(11, 12, OLDER), Pairs(13, 13, BEFORE)),
             (Pairs(12, 13, high),),
+            (Pairs(11, 11, OLDER), Pairs(13, 13, BEFORE)),
         ),
         ((Pairs(11, 13, high),), (Pairs(11, 11, OLDER),), (Pairs(13, 13, BEFORE),)),
     ):
@@ -780,6 +781,14 @@ def test_propose():
     for count, taken in ((0, False), (1, True), (2, True), (3, False)):
         _, effects = product.play(before, st.Propose((a,) * count))
         assert bool(effects.records) == taken, "all of them or none, within the window"
+    large = bytes(m.RUN_BYTES_MAX // 2)
+    for sizes in ((1, 1, 1), (1, 2, 1), (3, 1), (1, 1), (2,), (2, 2)):
+        values = tuple(a + large * size for size in sizes)
+        _, effects = product.play(state(LEADERS[0]), st.Propose(values))
+        for record in effects.records:
+            assert isinstance(record, st.AcceptRecord)
+            size = sum(map(len, record.values))
+            assert size <= m.RUN_BYTES_MAX or len(record.values) == 1, "a run is bounded"
     product.report("Propose", 800, "AcceptRecord", "Accept", "Accepted", "nothing")
 
 
@@ -1093,6 +1102,18 @@ def test_tick():
         with_chases(ROLES), (0, 100, 101, 102, 51, 52), (TICK, 199, 399, 400)
     ):
         product.play(msgspec.structs.replace(before, deadline=deadline, tick=tick), st.Tick())
+    acks = (Ack(1, 7, 10, 10, True, 198), Ack(3, 7, 10, 10, False, 198))
+    for quorum_tick, has_room, tick in itertools.product((190, 198), (True, False), (198, 199)):
+        role: RoleCase = (
+            "leader",
+            leader(quorum_tick=quorum_tick, beat_ticks=((7, 198),), acks=acks),
+            {"has_room": has_room, "tick": tick},
+            (),
+        )
+        after, _ = product.play(state(role), st.Tick())
+        assert isinstance(after.role, Leader)
+        asked = after.role.handover is not None
+        assert asked == (not has_room and tick == 199), "who has no room tries again, now and then"
     product.report(
         "Tick",
         18_000,
