@@ -223,11 +223,8 @@ MUTANTS: Final = (
         "a promise is not journalled",
         (
             (
-                (
-                    "            self.records.append(PromiseRecord(ballot))\n"
-                    "            self.yield_to(ballot)\n"
-                ),
-                "            self.yield_to(ballot)\n",
+                "            self.promise(ballot)\n            self.yield_to(ballot)\n",
+                "            self.set(promised=ballot)\n            self.yield_to(ballot)\n",
             ),
         ),
         seeds=20,
@@ -334,12 +331,8 @@ MUTANTS: Final = (
         "the ballot is not journalled before its Prepare leaves",
         (
             (
-                (
-                    "        self.promise(ballot)\n"
-                    "        self.records.append(PromiseRecord(ballot))\n"
-                    "        self.set(\n"
-                ),
                 "        self.promise(ballot)\n        self.set(\n",
+                "        self.set(promised=ballot)\n        self.set(\n",
             ),
         ),
         seeds=20,
