@@ -8,9 +8,17 @@ import anyio
 import pytest
 
 from tests.credentials import folder
-from tests.voters.fake_gateway import Do, FakeCluster
-from trex_core.messages import COMMAND_BYTES_MAX, Kind, OutcomeStatus, RefusalReason
+from tests.voters.fake_gateway import CLUSTER_ID, Do, FakeCluster
+from trex_core.messages import (
+    COMMAND_BYTES_MAX,
+    Answer,
+    Kind,
+    OutcomeStatus,
+    RefusalReason,
+    StatusRequest,
+)
 from trex_core.metadata.commands import ConfigPut, encode_command
+from trex_core.wire import Channel, Identity, encode_body, frame
 from voters.client import (
     Compacted,
     Failed,
@@ -24,7 +32,7 @@ from voters.client import (
     connect_blocking,
     open_driver,
 )
-from voters.driver import Driver
+from voters.driver import Driver, _Link, _LinkLost
 
 pytestmark = pytest.mark.anyio
 
@@ -468,3 +476,87 @@ async def test_garbage_from_a_voter_is_survived():
                 with pytest.raises(Unavailable, match="does not speak"):
                     await driver.status(1)
             group.cancel_scope.cancel()
+
+
+class Wire:
+    """What a link writes to, without a network."""
+
+    def __init__(self, link):
+        self.written = []
+        self.aborted = False
+        link.connection_made(self)
+
+    def write(self, data):
+        self.written.append(data)
+
+    def abort(self):
+        self.aborted = True
+
+
+async def test_part_of_a_reply_is_a_sign_of_life_and_silence_is_none():
+    link = _Link(CLUSTER_ID)
+    Wire(link)
+    page = Answer(7, 3, b"x" * 1000)
+    data = frame(Identity(CLUSTER_ID), Channel.CLIENT, encode_body(page))
+    link.data_received(data[:500])
+    assert await link.receive(0.0) is None, "nothing came since it was asked"
+    async with anyio.create_task_group() as group:
+        heard = []
+
+        async def hear() -> None:
+            heard.append(await link.receive())
+            heard.append(await link.receive())
+
+        group.start_soon(hear)
+        await anyio.wait_all_tasks_blocked()
+        link.data_received(data[500:700])
+        await anyio.wait_all_tasks_blocked()
+        assert heard == [[]]
+        link.data_received(data[700:] + data)
+    assert heard == [[], [page, page]]
+
+
+async def test_a_link_whose_other_end_does_not_read_sends_no_more_until_it_does():
+    link = _Link(CLUSTER_ID)
+    wire = Wire(link)
+    await link.send([StatusRequest(1), StatusRequest(2)])
+    assert len(wire.written) == 1, "what is sent at once is one write"
+    link.pause_writing()
+    async with anyio.create_task_group() as group:
+        group.start_soon(link.send, [StatusRequest(3)])
+        await anyio.wait_all_tasks_blocked()
+        assert len(wire.written) == 1
+        link.resume_writing()
+    assert len(wire.written) == 2
+
+
+async def test_a_link_that_is_lost_lets_both_sides_know_and_gives_what_it_heard_before():
+    link = _Link(CLUSTER_ID)
+    wire = Wire(link)
+    link.pause_writing()
+    last = Answer(7, 3, b"")
+    lost = []
+
+    async def send() -> None:
+        with pytest.raises(_LinkLost, match="closed the connection"):
+            await link.send([StatusRequest(1)])
+        lost.append("send")
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(send)
+        await anyio.wait_all_tasks_blocked()
+        link.data_received(frame(Identity(CLUSTER_ID), Channel.CLIENT, encode_body(last)))
+        link.connection_lost(None)
+    assert lost == ["send"] and wire.written == []
+    assert await link.receive() == [last]
+    with pytest.raises(_LinkLost, match="closed the connection"):
+        await link.receive()
+
+
+async def test_a_link_that_speaks_of_something_else_is_cut():
+    link = _Link(CLUSTER_ID)
+    wire = Wire(link)
+    link.data_received(frame(Identity(bytes(16)), Channel.CLIENT, b""))
+    assert wire.aborted
+    with pytest.raises(_LinkLost, match="does not speak for this cluster"):
+        await link.receive()
