@@ -531,21 +531,20 @@ class Listener:
         raise DeadlineError(f"listener {self.name}: after {deadline_s:g} s {where()}")
 
     async def _answer(self, request: Request) -> QueryResult:
-        from listeners.sql import SqlDeadlineError, SqlUnavailableError
+        from listeners.sql import DEADLINE_MS_MAX, SqlDeadlineError, SqlUnavailableError
 
         keeper = self._keeping()
         start_s = self._loop.time()
+        deadline_ms = min(request.deadline_ms, DEADLINE_MS_MAX)
         if request.at_least_slot is not None:
             try:
-                await self.wait_stored(request.at_least_slot, request.deadline_ms / 1000)
+                await self.wait_stored(request.at_least_slot, deadline_ms / 1000)
             except DeadlineError as error:
                 raise SqlDeadlineError(str(error)) from error
             except ListenerStoppedError as error:
                 raise SqlUnavailableError(str(error)) from error
         spent_ms = int((self._loop.time() - start_s) * 1000)
-        return await keeper.queries.run(
-            request.sql, deadline_ms=max(1, request.deadline_ms - spent_ms)
-        )
+        return await keeper.queries.run(request.sql, deadline_ms=max(1, deadline_ms - spent_ms))
 
     async def serve_sql(
         self,

@@ -6,6 +6,7 @@ each claim with a test:
 ==========================  ======================================================================
 a write in any disguise     ``BEGIN TRANSACTION READ ONLY``: the engine refuses it (a CTE with
                             DELETE … RETURNING has statement type SELECT, so looking is not enough)
+a text that never parses    its length and its parentheses are bounded before the engine sees it
 any other statement         exactly one statement, of type SELECT, is let through to the engine
 files, network, extensions  ``enable_external_access=false``, no autoload; set by the store
 settings                    ``lock_configuration=true``; set by the store
@@ -51,8 +52,12 @@ import msgspec
 if TYPE_CHECKING:
     import duckdb
 
-SQL_BYTES_MAX: Final = 1 << 18
-"""Longest query text, in bytes of UTF-8."""
+SQL_BYTES_MAX: Final = 1 << 16
+"""Longest query text, in bytes of UTF-8. DuckDB parses with Python's lock held, so that the loop
+waits meanwhile, and cannot be interrupted at it; on some texts the time grows with their square."""
+PARENTHESES_MAX: Final = 64
+"""Most parentheses open at once in a query: a thousand unclosed take DuckDB's parser seconds, and
+four thousand a minute, growing with the cube."""
 ROWS_MAX: Final = 200_000
 """Most rows of one result."""
 RESULT_BYTES_MAX: Final = 32 << 20
@@ -233,6 +238,8 @@ def run_select(
     try:
         if len(sql.encode()) > SQL_BYTES_MAX:
             raise SqlTooLargeError(f"the query is longer than {SQL_BYTES_MAX} bytes")
+        if _parentheses(sql) > PARENTHESES_MAX:
+            raise SqlTooLargeError(f"more than {PARENTHESES_MAX} parentheses are open at once")
         statements = connection.extract_statements(sql)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
             kinds = ", ".join(statement.type.name for statement in statements) or "nothing"
@@ -261,6 +268,25 @@ def run_select(
     columns = tuple(str(column[0]) for column in described)
     types = tuple(str(column[1]) for column in described)
     return QueryResult(columns, types, tuple(rows), int(here[0]), int(here[1]))
+
+
+def _parentheses(sql: str) -> int:
+    """How many parentheses are open at once at most; told by DuckDB's own tokenizer, so that none
+    in a text or a comment counts."""
+    if sql.count("(") <= PARENTHESES_MAX:
+        return sql.count("(")
+    import duckdb
+
+    text = sql.encode()
+    held = most = 0
+    for offset, _ in duckdb.tokenize(sql):
+        match text[offset : offset + 1]:
+            case b"(":
+                held += 1
+                most = max(most, held)
+            case b")":
+                held -= 1
+    return most
 
 
 def _size_bytes(value: object) -> int:

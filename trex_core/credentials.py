@@ -49,6 +49,9 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     voter: tuple[_Entry, ...] = ()
     signing: str = ""
 
+    def __repr__(self) -> str:
+        return f"keys of {len(self.voters)} voters"
+
 
 class Keys(msgspec.Struct, frozen=True):
     """The content of ``keys.toml``. Who only speaks TLS (readers, writers) has none of the rings;

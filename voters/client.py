@@ -341,7 +341,7 @@ class Client:
 
 
 def _odd(reply: object) -> str:
-    return f"an answer of another kind was expected, not {reply!r}"
+    return f"an answer of another kind was expected, not a {type(reply).__name__}"
 
 
 @asynccontextmanager

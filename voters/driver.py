@@ -490,7 +490,7 @@ class Driver:
         if not linearizable:
             return await self._query_any(question, deadline_s)
         reply = await self._ask(lambda number: Query(number, question, True), deadline_s)
-        assert isinstance(reply, Answer), f"a query is answered by an Answer, not {reply!r}"
+        assert isinstance(reply, Answer), f"an Answer was expected, not {type(reply)}"
         return reply
 
     async def _query_any(self, question: bytes, deadline_s: float | None) -> Answer:
@@ -504,7 +504,7 @@ class Driver:
                 reply = await ask_voter(
                     self.cluster, self._credentials, voter, query, deadline_s / len(order)
                 )
-                assert isinstance(reply, Answer), f"a query is answered by an Answer, not {reply!r}"
+                assert isinstance(reply, Answer), f"an Answer was expected, not {type(reply)}"
                 return reply
             except (Unavailable, NoQuorum) as failure:
                 error = failure
@@ -513,7 +513,7 @@ class Driver:
     async def next_sequence(self, session: int, deadline_s: float | None = None) -> int:
         """The sequence ``session`` expects next, as of now; 0 when it is not open."""
         reply = await self._ask(lambda number: SessionQuery(number, session), deadline_s)
-        assert isinstance(reply, Answer), f"a query is answered by an Answer, not {reply!r}"
+        assert isinstance(reply, Answer), f"an Answer was expected, not {type(reply)}"
         return msgspec.msgpack.decode(reply.body, type=int)
 
     async def open_session(self, deadline_s: float | None = None) -> int:
@@ -531,7 +531,7 @@ class Driver:
     ) -> tuple[int, ...]:
         """Renew these leases in one request; returns those that are alive."""
         reply = await self._ask(lambda number: Renew(number, leases), deadline_s)
-        assert isinstance(reply, Answer), f"a renewal is answered by an Answer, not {reply!r}"
+        assert isinstance(reply, Answer), f"a renewal is answered by an Answer, not {type(reply)}"
         return msgspec.msgpack.decode(reply.body, type=tuple[int, ...])
 
     async def status(self, voter: int, deadline_s: float | None = None) -> Status:
@@ -540,7 +540,7 @@ class Driver:
         reply = await ask_voter(
             self.cluster, self._credentials, voter, StatusRequest(1), deadline_s
         )
-        assert isinstance(reply, Status), f"a status request is answered by one, not {reply!r}"
+        assert isinstance(reply, Status), f"a status request is answered by one, not {type(reply)}"
         return reply
 
     async def statuses(self, deadline_s: float | None = None) -> dict[int, Status | Unavailable]:
@@ -601,7 +601,7 @@ class Driver:
         """Have ``voter`` cut a snapshot now; returns its slot when it is durable."""
         deadline_s = self.deadline_s if deadline_s is None else deadline_s
         reply = await ask_voter(self.cluster, self._credentials, voter, SnapshotNow(1), deadline_s)
-        assert isinstance(reply, Answer), f"a snapshot is answered by an Answer, not {reply!r}"
+        assert isinstance(reply, Answer), f"a snapshot is answered by an Answer, not {type(reply)}"
         return int(msgspec.msgpack.decode(reply.body, type=str))
 
     async def _ask(
@@ -695,7 +695,7 @@ class Driver:
         with anyio.move_on_after(self._silence_s):
             reply = await link.ask(StatusRequest(self._pipeline.new_id()))
             if not isinstance(reply, Status):
-                why = reply.detail if isinstance(reply, Refusal) else repr(reply)
+                why = reply.detail if isinstance(reply, Refusal) else type(reply).__name__
                 raise _LinkLost(f"it refuses to tell its status: {why}")
             self._reached = anyio.current_time()
             return reply
@@ -876,7 +876,7 @@ class Driver:
 
 
 def _slot(reply: ClientReply) -> int:
-    assert isinstance(reply, Outcome | Answer), f"an answer with a slot was expected, not {reply!r}"
+    assert isinstance(reply, Outcome | Answer), f"an answer with a slot, not {type(reply)}"
     return reply.slot
 
 

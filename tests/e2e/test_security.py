@@ -1,23 +1,41 @@
-"""Certificates, roles, revocation, rotation: real processes, the real commands."""
+"""Certificates, roles, revocation, rotation: real processes, the real commands.
+
+What is told to whom: no secret is told to anybody.  What is written (a key, a value, an id, an
+attribute, any other payload) is told to who asks for it and to who sent it, in answers and in
+errors to that same party.  It stands in no log, no status, no report and no error of another.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import socket
+import ssl
 import subprocess
 import sys
 import time
+from contextlib import nullcontext, suppress
+from pathlib import Path
 
 import anyio
+import anyio.to_thread
+import msgspec
 import pytest
 
+import trex_core.credentials
 from dashboard.local import LocalCluster
+from listeners.credentials import Credentials as ListenerCredentials
 from tests.e2e.harness import Ledger, config_of, put, write_for_ever
 from trex_core.access import Grant
+from trex_core.credentials import KEYS_FILE, parse_keys
+from trex_core.messages import COMMAND_BYTES_MAX, SealTold
 from trex_core.metadata.commands import ConfigPut, MemberJoin, encode_command
+from trex_core.seal import PeerOpener, Sealer, Signer, StreamOpener
+from trex_core.wire import Channel, FrameError, Identity, frame
 from voters.client import connect
-from voters.driver import Unauthorized, Unavailable, open_driver
+from voters.credentials import Credentials
+from voters.driver import Rejected, TooLarge, TrexError, Unauthorized, Unavailable, open_driver
 
 pytestmark = pytest.mark.anyio
 SOON_S = 20.0
@@ -226,3 +244,187 @@ def test_no_secret_is_in_any_log_or_listing(three):
     shown = trex(three, "keys", "show").stdout + trex(three, "status", "--json").stdout
     for secret in secrets:
         assert secret not in logs + shown
+
+
+MARK = "payl0ad-0f-s0mebody"
+"""Stands in all that is written and in all garbage that is sent; nobody who did not ask sees it."""
+
+
+class Marks:
+    """Writes what holds the mark, by every path there is, and notes what others were told."""
+
+    def __init__(self, cluster: LocalCluster) -> None:
+        self.cluster = cluster
+        self.config = config_of(cluster)
+        self.told: list[str] = []
+
+    async def write(self, name: str) -> None:
+        """Everything a client may ask, granted and refused, as it should be and malformed."""
+        admin = self.cluster.credentials()
+        async with connect(self.config, admin, deadline_s=SOON_S) as client:
+            entry = await client.put(f"{MARK}/{name}", f"value {MARK}")
+            await client.cas(f"{MARK}/{name}", entry.slot, f"second {MARK}")
+            with pytest.raises(Rejected):
+                await client.cas(f"{MARK}/{name}", entry.slot, f"third {MARK}")
+            await client.join(
+                f"{MARK}-{name}", address=MARK, zone=MARK, attributes={MARK: f"attribute {MARK}"}
+            )
+            with pytest.raises(Rejected):
+                await client.join(f"{MARK}-{name}")
+            await client.delete(f"{MARK}/{name}")
+            await client.put(f"{MARK}/kept/{name}", f"value {MARK}")
+            self.told.append(str(await client.driver.statuses()))
+        async with open_driver(self.config, admin, deadline_s=SOON_S) as driver:
+            mark = MARK.encode()
+            for command in (mark, b"\xc1\x01" + mark, b"\xc1\x01\x93\x01\xa9" + mark * 3):
+                await driver.submit(command)  # rejected in its slot
+            with pytest.raises(TrexError):
+                await driver.submit(b"\xc1\x7f" + mark)  # of a level nobody knows
+            with pytest.raises(TooLarge):
+                await driver.submit(mark * (COMMAND_BYTES_MAX // len(mark) + 1))
+            await driver.query(mark)
+        for role, prefixes in (("reader", ()), ("writer", ("elsewhere/",))):
+            place = self.cluster.credentials(f"{role}-{name}")
+            self.cluster.authority.issue(Grant(f"{role}-{name}", role, prefixes), place, 1)
+            async with connect(self.config, place, deadline_s=SOON_S) as client:
+                with pytest.raises(Unauthorized):
+                    await client.put(f"{MARK}/denied", f"value {MARK}")
+
+    def throw(self) -> None:
+        """Garbage that holds the mark: at every port, as anybody, and as who holds a certificate
+        or the key of the stream."""
+        cluster_id = self.config.cluster_id_bytes
+        who = Identity(cluster_id, 0, 1, 1)
+        bodies = [MARK.encode() * 5, b"\xc1" + MARK.encode(), b"\x92\x3c\xb3" + MARK.encode()]
+        channels = (Channel.PEER, Channel.CLIENT, Channel.CATCHUP, Channel.STREAM)
+        frames = [MARK.encode() * 9]
+        frames += [frame(who, channel, body) for channel in channels for body in bodies]
+        frames += [data[:-1] + b"?" for data in frames]
+        papers = Credentials(self.cluster.credentials(), cluster_id)
+        ring = papers.keys.stream
+        sealer = Sealer(Channel.STREAM, who, ring.first, b"salt")
+        sealed = [datagram for body in bodies for datagram in sealer.datagrams(body)]
+        with socket.socket(type=socket.SOCK_DGRAM) as udp:
+            udp.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1"))
+            udp.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 0)
+            stream = self.config.stream
+            targets = [(voter.host, voter.peer_port) for voter in self.config.voters]
+            targets += [(stream.group, stream.port), (stream.group, stream.repair_port)]
+            for target in targets:
+                for data in frames + sealed:
+                    udp.sendto(data, target)
+        for voter in self.config.voters:
+            for port in (voter.peer_port, voter.client_port, voter.archive_port):
+                for data in frames:
+                    self._say(voter.host, port, data, None)
+                    self._say(voter.host, port, data, papers.client)
+
+    def _say(self, host: str, port: int, data: bytes, context: ssl.SSLContext | None) -> None:
+        with (
+            suppress(OSError),
+            socket.create_connection((host, port), SOON_S) as plain,
+            context.wrap_socket(plain) if context else nullcontext(plain) as connection,
+        ):
+            connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
+            self.told.append(repr(connection.recv(4096)))
+
+    def ask_sql(self, listener: str) -> None:
+        """Queries that hold the mark, or meet it; their answers are for who asks."""
+        for sql in (
+            f"SELECT '{MARK}' FROM config WHERE key = '{MARK}'",
+            f"SELECT {MARK}", "SELECT value::INTEGER FROM config", f"SELECT error('{MARK}')",
+            f"DELETE FROM config WHERE key = '{MARK}'", f"FROM read_text('/{MARK}')",
+        ):  # fmt: skip
+            trex(self.cluster, "sql", "--listener", listener, sql)
+
+    def seen(self) -> dict[str, str]:
+        """All that others see, by where."""
+        found = {
+            str(path.relative_to(self.cluster.directory)): path.read_text(errors="replace")
+            for pattern in ("logs/*", "*/status.json")
+            for path in self.cluster.directory.glob(pattern)
+        }
+        for command in (["status", "--json"], ["status"], ["doctor"], ["cert", "show"]):
+            done = trex(self.cluster, *command)
+            found[" ".join(command)] = done.stdout + done.stderr
+        for table in ("listener", "ballots"):
+            done = trex(self.cluster, "sql", "--listener", "two", f"FROM {table}", "--json")
+            assert done.returncode == 0, done.stderr
+            found[table] = done.stdout
+        for child in self.cluster.children.values():
+            if child.running:
+                line = Path(f"/proc/{child.process.pid}/cmdline").read_bytes()
+                found[f"command line of {child.name}"] = line.decode()
+        found["what was answered"] = "\n".join(self.told)
+        return found
+
+
+async def test_no_payload_is_in_any_log_status_or_error_of_another(tmp_path):
+    journal = {"snapshot_slots": 20, "retain_bytes": 0, "segment_bytes": 1 << 16}
+    with LocalCluster(tmp_path, 3, timing={"tick_ms": 10}, journal=journal) as cluster:
+        cluster.start_voters()
+        for voter in cluster.voter_ids:
+            cluster.voter(voter).wait_for_line("voter.archive.ready", 30)
+        cluster.start_listener("one", drop_percent=30).wait_for_line("listener.ready", 30)
+        marks = Marks(cluster)
+        await marks.write("first")
+        await anyio.to_thread.run_sync(marks.throw)
+        # A voter that was away catches up, a new listener begins with a snapshot.
+        async with open_driver(marks.config, cluster.credentials(), deadline_s=SOON_S) as driver:
+            away = (await driver.find_leader()).voter % 3 + 1
+        cluster.voter(away).kill()
+        for turn in range(4):
+            await marks.write(f"away-{turn}")
+        cluster.start_voter(away).wait_for_line("voter.archive.ready", 30)
+        cluster.start_listener("two").wait_for_line("listener.ready", 30)
+        await marks.write("last")
+        await anyio.to_thread.run_sync(marks.ask_sql, "two")
+        # A journal that is damaged in the middle of a payload ends its voter in words.
+        cluster.voter(away).kill()
+        journals = sorted((cluster.directory / f"voter-{away}" / "journal").glob("*.journal"))
+        held = [path for path in journals if MARK.encode() in path.read_bytes()]
+        assert held, "the marks are on the disk"
+        data = bytearray(held[0].read_bytes())
+        data[data.index(MARK.encode()) + 2] ^= 1
+        held[0].write_bytes(data)
+        damaged = cluster.start_voter(away)
+        with anyio.fail_after(SOON_S):
+            await anyio.to_thread.run_sync(damaged.process.wait)
+        found = await anyio.to_thread.run_sync(marks.seen)
+        assert "at byte" in found[f"logs/voter-{away}.log"]
+        shown = trex(cluster, "config", "list", "--json").stdout
+    assert MARK in shown, "who asks is told"
+    assert len(found) >= 12
+    assert [where for where, text in found.items() if MARK in text] == []
+
+
+def test_what_holds_a_secret_does_not_show_it(three):
+    """Not in a traceback, not in a log of it: by ``repr``, ``str`` and format."""
+    cluster_id = config_of(three).cluster_id_bytes
+    place = three.credentials("voter-1")
+    keys = parse_keys((place / KEYS_FILE).read_text())
+    file = msgspec.toml.decode((place / KEYS_FILE).read_text(), type=trex_core.credentials._File)
+    who = Identity(cluster_id, 1, 2, 3)
+    secrets = [
+        keys.signing,
+        *(key.secret for ring in (keys.stream, keys.voter) for key in ring.keys),
+    ]
+    first = keys.voter.first
+    opener = PeerOpener(cluster_id, keys.voter)
+    opener.told(who, first.epoch, first.secret, 1)
+    holders = [
+        keys, file, keys.stream, keys.voter, first, SealTold(1, first.secret, 1),
+        Signer(keys.signing, cluster_id, 1), Sealer(Channel.PEER, who, first, first.secret), opener,
+        opener._told[1][first.epoch], StreamOpener(cluster_id, keys.stream),
+        Credentials(place, cluster_id),
+        ListenerCredentials(three.credentials("listener"), cluster_id),
+        three.authority, ValueError(keys), FrameError("body"),
+    ]  # fmt: skip
+    for holder in holders:
+        for text in (repr(holder), str(holder), f"{holder}", repr([holder]), repr({1: (holder,)})):
+            for secret in secrets:
+                assert secret.hex() not in text, type(holder)
+                assert repr(secret)[2:-1] not in text, type(holder)
+    key = (place / "node.key").read_text().splitlines()[1]
+    assert key not in repr(holders) + str(holders)
