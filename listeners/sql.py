@@ -280,12 +280,12 @@ def _parentheses(sql: str) -> int:
     text = sql.encode()
     held = most = 0
     for offset, _ in duckdb.tokenize(sql):
-        match text[offset : offset + 1]:
-            case b"(":
-                held += 1
-                most = max(most, held)
-            case b")":
-                held -= 1
+        token = text[offset : offset + 1]
+        if token == b"(":
+            held += 1
+            most = max(most, held)
+        elif token == b")":
+            held -= 1
     return most
 
 
