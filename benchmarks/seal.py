@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from trex_core.messages import NO_BALLOT, StreamRun, StreamTip, VoterDigest
-from trex_core.proof import Proof
+from trex_core.proof import Proof, tip_of
 from trex_core.seal import Key, KeyRing, PeerOpener, Sealer, Signer, StreamOpener, Verifier
 from trex_core.state import chain_run, chain_start
 from trex_core.wire import Channel, Identity, frame, unframe
@@ -144,7 +144,7 @@ def prove(per_datagram: int, verify_us: float) -> None:
     def proving() -> Callable[[], object]:
         def prove_all() -> None:
             proof = Proof(Verifier({1: signer.public}, CLUSTER).tip, lambda _: None)
-            assert proof.tip(tip)
+            assert proof.tip(tip_of(tip))
             believed = proof.proven(runs, [(100, chains[100])])
             assert sum(len(run.values) for _, run in believed) == 100
 
