@@ -281,8 +281,8 @@ KINDS: Final[dict[str, Kind]] = {
     "noise with a head": Kind(_noise_with_a_head, frozenset({"sealed", "part", "epoch", "tag"})),
 }
 REPLAYED: Final = "replayed"
-"""The one kind that the stream's doors take again, since slots, tips, requests and reports are
-idempotent: there it is opened, and must change nothing."""
+"""The one kind that the stream's doors may take again, since slots, requests and reports are
+idempotent: there it is opened, and must change nothing. Heartbeats are taken once there too."""
 DRAWN: Final = "drawn"
 """Of what a test draws itself nothing is known but that no node said it."""
 OUTSIDE: Final = _HEAD | _SEAL | {"receiver"}

@@ -29,8 +29,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from dashboard import importer, recording
 from dashboard.sqltext import _query_of
+from listeners.catchup import values_good
+from listeners.relay import answer_to
 from listeners.source import Source, _sane
 from listeners.sql import Failure, QueryResult, Request, Rows, SqlError, _Connection, _result_of
+from listeners.trust import Trust
 from tests.credentials import folder, held, on_stream, papers, stream_ring
 from tests.fuzz.mutate import good, message, spoilt
 from tests.listeners.backbone import make_cluster
@@ -41,25 +44,31 @@ from trex_core.cluster import ConfigError, parse_cluster
 from trex_core.credentials import KEYS_FILE, parse_keys
 from trex_core.machine import TooOld
 from trex_core.messages import (
+    CHAIN_BYTES,
+    Ballot,
+    CatchupEntries,
     CatchupMessage,
     ClientReply,
     ClientRequest,
     Genesis,
+    Kind,
     PeerMessage,
     SealTold,
+    SnapshotOffer,
     StreamMessage,
     StreamRun,
     Value,
     decode_value,
+    encode_value,
     message_tag,
     value_kind,
 )
 from trex_core.metadata import commands
 from trex_core.metadata.state import EMPTY, MetadataMachine, StateError, state_from
-from trex_core.proof import ContradictionError, Proof
+from trex_core.proof import ContradictionError, Proof, tip_of
 from trex_core.seal import KEY_BYTES, PeerOpener, Sealer, StreamOpener
 from trex_core.sessions import Session, decode_session
-from trex_core.state import FixedRecord, Record, ReplayError, first_state, replay
+from trex_core.state import FixedRecord, Record, ReplayError, chain_run, first_state, replay
 from trex_core.wire import Channel, FrameError, Identity
 from voters import journal
 from voters.archive import ArchiveServer
@@ -483,6 +492,36 @@ def _hear(datagrams: list[tuple[bool, bytes]]) -> object:
     return None
 
 
+@functools.cache
+def _trusting() -> Trust:
+    """A belief that any signature convinces: what is asked is whether anything can hurt it."""
+    trust = Trust(CONFIG, held(CONFIG), Counter())
+    trust.proof._verify = lambda *_: True  # type: ignore[method-assign]
+    return trust
+
+
+def _answers_case(chance: Random) -> CatchupMessage:
+    drawn = msgspec.msgpack.decode(good(CatchupMessage, chance), type=CatchupMessage)
+    if isinstance(drawn, CatchupEntries) and chance.random() < 0.8:
+        values = (encode_value(Value(Kind.NOOP, Ballot())),) * chance.randrange(5)
+        last = drawn.first + len(values) - 1
+        before = bytes(CHAIN_BYTES)
+        chain = chain_run(before, drawn.first, values)[-1] if values else before
+        end = msgspec.structs.replace(drawn.end, slot=max(0, last), chain=chain)
+        return msgspec.structs.replace(drawn, chain_before=before, values=values, end=end)
+    return drawn
+
+
+def _answered(message: CatchupMessage) -> object:
+    """As a listener takes it for an answer, and as one that helps takes it for a request."""
+    trust = _trusting()
+    if isinstance(message, CatchupEntries) and values_good(message.values):
+        return trust.entries(message)
+    if isinstance(message, SnapshotOffer):
+        return trust.offer(message)
+    return answer_to(message, trust)
+
+
 def _runs_case(chance: Random) -> list[StreamRun]:
     drawn = (
         msgspec.msgpack.decode(good(StreamRun, chance), type=StreamRun)
@@ -502,7 +541,7 @@ def _prove(runs: list[StreamRun]) -> object:
     proof = Proof(lambda *_: True, lambda _: None)
     for run in runs:
         proof.proven([(1, run)], [])
-        if proof.tip(run):
+        if proof.tip(tip_of(run)):
             proof.proven([], [(run.tip_slot, run.tip_chain)])
         proof.done(run.first - 1)
     return None
@@ -716,6 +755,7 @@ DECODERS: Final[dict[str, Decoder]] = {
         (journal.JournalError, ReplayError, ValueError), _journal_case, _recover
     ),
     "listeners.source": Decoder((ContradictionError,), _datagrams_case, _hear),
+    "listeners.trust": Decoder((ContradictionError, FrameError), _answers_case, _answered),
     "proof.Proof": Decoder((ContradictionError,), _runs_case, _prove),
     "sql.request": Decoder((), _sql_case, lambda data: LOOP.run_until_complete(_served(data))),
     "sql.response": Decoder((SqlError,), _decoding(Rows | Failure), _result_of),
