@@ -30,8 +30,14 @@ fmt:
     .venv/bin/ruff check --fix-only --quiet .
     .venv/bin/ruff format .
 
-# long runs: the simulator over many seeds, every decoder fuzzed, hostile datagrams, an attack
+# every branch of trex_core is taken by the tests of the core alone; those that cannot be say why
+coverage:
+    .venv/bin/coverage run -m pytest -q -p no:cacheprovider tests/core
+    .venv/bin/coverage report
+
+# long runs: large products, simulator, model search, decoders fuzzed, hostile datagrams, an attack
 soak seeds="10000" cases="1000000" datagrams="1000000" attack_s="300":
+    TREX_WIDE=1 .venv/bin/python -m pytest -q -s --timeout 3600 tests/core/test_exhaustive.py
     .venv/bin/python -m tests.simulator --seeds {{seeds}}
     .venv/bin/python -m tests.fuzz --cases {{cases}}
     .venv/bin/python -m tests.adversary --datagrams {{datagrams}}

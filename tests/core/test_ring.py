@@ -182,6 +182,13 @@ def test_a_change_that_moves_nothing_writes_nothing():
     assert delta == ring.NO_DELTA and list(after.ranges()) == list(held.ranges())
 
 
+def test_a_key_that_is_no_setting_changes_none():
+    default, entry = ring.DEFAULT_SETTINGS, ConfigEntry("k", "9", 9)
+    for key in ("app/x", "ring/unknown", "ring/"):
+        assert ring.with_setting(default, key, entry) is default
+    assert ring.with_setting(default, "ring/replication_factor", entry).replication_factor == 9
+
+
 def test_the_default_settings_come_back_when_a_setting_is_deleted():
     members = [member(name) for name in "abcd"]
     one, _ = Ring.of(members).updated([setting("ring/replication_factor", "1")])

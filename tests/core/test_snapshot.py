@@ -110,6 +110,14 @@ def test_the_error_names_what_is_wrong(damage, word):
         decode_snapshot(damage(SMALL))
 
 
+def test_what_is_too_short_has_no_digest():
+    least = len(pack([b""], sessions=NO_SESSIONS))
+    for length in (0, HEADER_BYTES, HEADER_BYTES + 32):
+        assert length < least
+        with pytest.raises(SnapshotError, match="truncated: no digest"):
+            snapshot_digest(SMALL[:length])
+
+
 def signed(body):
     return body + b"\0\0\0\0\x20" + hashlib.blake2b(body, digest_size=32).digest()
 

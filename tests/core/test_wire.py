@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import zlib
 
 import msgspec
 import pytest
@@ -13,16 +14,20 @@ from hypothesis import strategies as some
 from trex_core import wire
 from trex_core.messages import (
     DATAGRAM_BYTES_MAX,
+    LISTENER_REPORT_TAG,
     NO_BALLOT,
     Accept,
     Ballot,
     CatchupRequest,
     HeartbeatAck,
+    ListenerReport,
     Pairs,
     Promise,
+    SealTold,
     StreamRun,
     Submit,
     Tip,
+    message_tag,
 )
 from trex_core.state import AcceptRecord, FixedRecord, PromiseRecord
 
@@ -92,6 +97,51 @@ def test_each_reason_is_named() -> None:
         with pytest.raises(wire.FrameError) as caught:
             wire.unframe(bad, cluster, channel)
         assert caught.value.reason == reason
+
+
+def with_field(data: bytes, index: int, value: int) -> bytes:
+    """A whole frame with one field of its header changed, and the checksum that is right then."""
+    fields = list(wire._HEADER.unpack_from(data))
+    body = data[wire.HEADER_BYTES :]
+    fields[index], fields[14] = value, 0
+    fields[14] = zlib.crc32(wire._HEADER.pack(*fields) + body)
+    return wire._HEADER.pack(*fields) + body
+
+
+def test_a_right_checksum_excuses_nothing() -> None:
+    """What a frame says of itself is looked at all the same: sealed, and which part of how many."""
+    data = wire.frame(IDENTITY, wire.Channel.PEER, b"body")
+    assert with_field(data, 9, 0) == data, "the helper makes frames"
+    for index, value, reason in ((5, 1, "sealed"), (10, 1, "part"), (11, 0, "part")):
+        with pytest.raises(wire.FrameError) as caught:
+            wire.unframe(with_field(data, index, value), CLUSTER, wire.Channel.PEER)
+        assert caught.value.reason == reason
+
+
+def test_a_message_of_too_many_parts_is_refused() -> None:
+    data = wire.frame(IDENTITY, wire.Channel.PEER, b"body")
+    many = with_field(data, 11, wire.PEER_DATAGRAMS_MAX + 1)
+    with pytest.raises(wire.FrameError) as caught:
+        wire.Reassembler().add(wire.unframe(many, CLUSTER, wire.Channel.PEER))
+    assert caught.value.reason == "part"
+
+
+def test_a_link_tells_its_seal_and_carries_messages() -> None:
+    for message in (SealTold(1, bytes(32), 5), HeartbeatAck(Ballot(1, 2, 3), 4, 5, 6, False)):
+        assert wire.decode_link(wire.encode_body(message)) == message
+    with pytest.raises(wire.FrameError):
+        wire.decode_peer(wire.encode_body(SealTold(1, bytes(32), 5)))
+    assert "secret=..." in repr(SealTold(1, b"s" * 32, 5)), "no log shows it"
+
+
+def test_the_tag_of_a_message_is_known_before_it_is_decoded() -> None:
+    report = ListenerReport("name", 1, 2, 3, 4, 5, True, 6, 7, 8, 9, 10, "1.0")
+    for message, tag in ((report, LISTENER_REPORT_TAG), (Ballot(), -1)):
+        body = wire.encode_body(message)
+        assert message_tag(body[:4]) == (tag if tag > 0 else body[1])
+    assert message_tag(b"\xdc\x00\x20\x2b") == 43, "a long array"
+    for short in (b"", b"\x93", b"\xdc\x00\x20", b"\x93\xcc"):
+        assert message_tag(short) == -1
 
 
 @pytest.mark.parametrize("number", [-2, 1 << 63, (1 << 64) - 1, -(1 << 63)])
