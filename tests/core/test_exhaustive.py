@@ -39,6 +39,8 @@ CHAIN = bytes(range(32))
 GENESIS = Genesis(VOTERS, (101, 102, 103))
 OWN = Ballot(1, 5, ME)
 """What who stands or leads has promised. Round 5 of era 1: there is room below and above."""
+THEIRS = Ballot(1, 5, 3)
+"""What another follows: of the same round, so that the voter decides which is higher."""
 BEFORE = Ballot(1, 4, 3)
 """An older leader's."""
 OLDER = Ballot(0, 9, 1)
@@ -239,7 +241,7 @@ def worlds(
 ) -> Iterator[st.State]:
     """Each role with each journal it may have, and for who may have promised anybody, each of
     ``promises``."""
-    everybody = tuple(promises) or some([OWN], [Ballot(1, 5, 1), Ballot(1, 5, 3)])
+    everybody = tuple(promises) or some([THEIRS], [OWN, Ballot(1, 5, 1)])
     for role in roles:
         bound = isinstance(role[1], Candidate | Leader)
         for promised in (OWN,) if bound else everybody:
@@ -412,7 +414,7 @@ def test_poll_answer():
 
 def test_prepare():
     product = Product()
-    for before in worlds(promises=(OWN, Ballot(1, 5, 1), Ballot(1, 5, 3))):
+    for before in worlds(promises=(OWN, Ballot(1, 5, 1), THEIRS)):
         for voter in VOTERS:
             for ballot, first, mismatch in itertools.product(
                 ballots(before.promised, voter), some((9, 10, 11, 12, 14), (1, 13)), (False, True)
@@ -586,7 +588,7 @@ def test_fetch():
         ),
         ((Pairs(11, 11, OLDER),), (Pairs(14, 20, BEFORE),)),
     )
-    for before in worlds(promises=(OWN, Ballot(1, 5, 3))):
+    for before in worlds(promises=(OWN, THEIRS)):
         for voter in VOTERS:
             for ballot, mismatch, wanted in itertools.product(
                 ballots(before.promised, voter), (False, True), wants
@@ -860,7 +862,7 @@ def test_beat():
 
 def test_hand_over():
     product = Product()
-    for before in worlds(promises=(OWN, Ballot(1, 5, 1), Ballot(1, 5, 3))):
+    for before in worlds(promises=(OWN, Ballot(1, 5, 1), THEIRS)):
         for voter in VOTERS:
             for ballot, mismatch in itertools.product(
                 ballots(before.promised, voter), (False, True)
