@@ -767,6 +767,14 @@ def test_accepted():
     product.report("Accepted", 15_000, "FixedRecord", "fixed", "nothing")
 
 
+def many_runs(count: int) -> st.State:
+    """A leader with ``count`` slots in flight, each a run of its own, sent one tick after another
+    and all due again."""
+    held = tuple((slot, OWN, "a") for slot in range(11, 11 + count))
+    flights = (flight(slot, slot, 1, sent=slot - 11) for slot in range(11, 11 + count))
+    return state(("many runs", leader(*flights, quorum_tick=95), {}, held))
+
+
 def test_propose():
     product = Product()
     a = value("a")
@@ -783,6 +791,9 @@ def test_propose():
     for count, taken in ((0, False), (1, True), (2, True), (3, False)):
         _, effects = product.play(before, st.Propose((a,) * count))
         assert bool(effects.records) == taken, "all of them or none, within the window"
+    for count in (62, 63, 64, 65):
+        _, effects = product.play(many_runs(count), st.Propose((a,)))
+        assert bool(effects.records) == (count < 64), "runs in flight are bounded"
     large = bytes(m.RUN_BYTES_MAX // 2)
     for sizes in ((1, 1, 1), (1, 2, 1), (3, 1), (1, 1), (2,), (2, 2)):
         values = tuple(a + large * size for size in sizes)
@@ -1100,6 +1111,8 @@ def test_tick():
         for before in worlds(FOLLOWERS):
             product.play(msgspec.structs.replace(before, deadline=TICK), st.Tick())
     product.use(MAJORITY)
+    for count in (1, 7, 8, 9, 70):
+        product.play(many_runs(count), st.Tick())
     for before, deadline, tick in itertools.product(
         with_chases(ROLES), (0, 100, 101, 102, 51, 52), (TICK, 199, 399, 400)
     ):

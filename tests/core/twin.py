@@ -253,6 +253,8 @@ class Twin:
         self.quorum = quorum
         self.me = config.voter
         self.s = plain(before)
+        self.runs = [range(f.first, f.last + 1) for f in getattr(before.role, "flights", ())]
+        """The runs proposed before: how many may be open, and be sent again at once, is bounded."""
         self.records: list[Any] = []
         self.sends: Counter[Any] = Counter()
         self.fixed: list[Any] = []
@@ -574,7 +576,7 @@ class Twin:
     def window(self) -> int:
         """How many slots may be proposed now."""
         role = self.s.role
-        if not self.leads or role.handover is not None:
+        if not self.leads or role.handover is not None or len(self.runs) >= 64:
             return 0
         return m.WINDOW_SLOTS_MAX - len(role.votes)
 
@@ -993,8 +995,10 @@ class Twin:
             role.handover = None
         if not s.has_room and s.tick % (4 * config.election_ticks_max) == 0:
             self.start_hand_over(0)
+        due = [run for run in self.runs if s.tick - role.sent[run[0]] >= config.retry_ticks]
+        oldest = {slot for run in due[:8] for slot in run}
         for slot, votes in sorted(role.votes.items()):
-            if s.tick - role.sent[slot] < config.retry_ticks:
+            if slot not in oldest:
                 continue
             role.sent[slot] = s.tick
             for voter in config.voters:
