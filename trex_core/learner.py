@@ -228,7 +228,7 @@ def learn(
             turn.on_catchup_failed(helper)
         case Installed(slot=slot, chain=chain):
             turn.on_installed(slot, chain)
-        case Clock():
+        case Clock():  # pragma: no branch - there is no other event
             pass
     turn.after()
     return turn.state, LearnEffects(

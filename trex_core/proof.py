@@ -157,9 +157,7 @@ class Proof:
             if chain is None:
                 continue
             for key in list(self._covering.get(slot, ())):
-                waiting = self._waiting.get(key)
-                if waiting is None:
-                    continue  # it made room for the rest of another
+                waiting = self._waiting[key]  # the rest of another takes no more than it left
                 run = waiting.run
                 place = slot - run.first
                 self._drop(key)

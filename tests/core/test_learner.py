@@ -268,6 +268,80 @@ def test_the_buffer_is_bounded() -> None:
     assert sum(len(p.values) for p in one.state.buffer) <= 10
 
 
+def test_a_stranger_is_not_listened_to() -> None:
+    one = Driven()
+    before = one.state
+    one.take(StreamIn(9, run(1, 2), 0))
+    assert one.counters == {"stranger": 1} and not one.delivered
+    assert one.state.slot == before.slot and one.state.heard == before.heard
+
+
+def test_a_tip_of_another_chain_is_counted() -> None:
+    one = Driven()
+    one.take(StreamIn(1, run(1, 2), 0))
+    one.take(StreamIn(2, StreamTip(NO_BALLOT, False, 2, b"x" * 32, DIGEST), 1))
+    assert one.counters["chain_mismatch"] == 1 and one.state.chain == CHAINS[2]
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "suppressed"), [(1, 9, 1), (2, 2, 1), (3, 9, 0), (2, 1, 0)]
+)
+def test_only_a_request_for_all_of_ones_gap_suppresses_ones_own(first, last, suppressed) -> None:
+    one = Driven()
+    one.take(RepairHeard(RepairRequest("two", 2, 1, 2), 0))  # no gap yet
+    one.take(StreamIn(1, run(1, 1), 0))
+    one.take(StreamIn(1, run(3, 3), 0))
+    one.take(RepairHeard(RepairRequest(CONFIG.name, 2, 2, 2), 1))  # its own
+    assert "repair_suppressed" not in one.counters
+    one.take(RepairHeard(RepairRequest("two", 2, first, last), 1))
+    assert one.counters.get("repair_suppressed", 0) == suppressed
+
+
+def test_only_the_voter_asked_is_heard_in_a_catch_up() -> None:
+    one = Driven()
+    one.take(CatchupIn(1, entries(1, 2, 2), 0))  # nobody was asked
+    one.take(StreamIn(1, tip(2900), 0))
+    asked = one.catchup[0].voter
+    other = next(voter for voter in CONFIG.voters if voter != asked)
+    before = one.state
+    one.take(CatchupIn(other, entries(1, 1500, 2900), 1))
+    one.take(CatchupFailed(other, 2))
+    assert not one.delivered and one.state.catching == before.catching
+
+
+def test_a_catch_up_of_another_chain_is_asked_for_elsewhere() -> None:
+    one = Driven()
+    one.take(StreamIn(1, tip(2900), 0))
+    asked = one.catchup[0].voter
+    forged = CatchupEntries(1, b"x" * 32, VALUES[:5], 2900, CHAINS[2900])
+    one.take(CatchupIn(asked, forged, 1))
+    assert not one.delivered and one.state.catching.voter == 0
+    assert one.wake_ms is not None
+    one.take(Clock(one.wake_ms))
+    assert one.catchup[-1].voter != asked
+
+
+def test_a_snapshot_of_what_is_known_changes_nothing() -> None:
+    one = Driven(slot=10)
+    one.take(StreamIn(1, tip(10), 0))
+    one.take(Installed(7, CHAINS[7], 1))
+    assert (one.state.slot, one.state.chain) == (10, CHAINS[10])
+    one.take(StreamIn(1, tip(20), 2))
+    one.take(Installed(12, CHAINS[12], 3))
+    assert one.state.slot == 12 and not one.catchup, "it caught up with nobody"
+
+
+def test_a_stream_that_speaks_again_ends_a_catch_up_that_waits() -> None:
+    one = Driven()
+    one.take(Clock(0))
+    one.take(Clock(CONFIG.silence_ms))
+    asked = one.catchup[0].voter
+    one.take(StreamIn(1, run(1, 1), CONFIG.silence_ms + 1))
+    assert one.state.catching.voter == asked, "who was asked will answer"
+    one.take(CatchupFailed(asked, CONFIG.silence_ms + 2))
+    assert one.state.catching is None and len(one.catchup) == 1
+
+
 def test_backoff_is_short_for_few_of_many() -> None:
     """RFC 5401: of 1,000 listeners that miss the same datagram only a few ask in the first ms."""
     waits = [

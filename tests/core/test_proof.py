@@ -173,6 +173,14 @@ def test_memory_of_tips_and_anchors_is_bounded(monkeypatch):
     assert len(one.proof._tips) <= 5 and len(one.proof._anchors) <= 7
 
 
+def test_what_was_proven_on_the_way_may_be_forgotten_on_the_way(monkeypatch):
+    monkeypatch.setattr(proof, "ANCHORS_MAX", 1)
+    one = Believer()
+    waiting = run(10, 12)
+    assert sorted(slots(one.hear(run(1, 5), run(6, 9), waiting, tips=[5, 9]))) == list(range(1, 10))
+    assert one.proof.waits(waiting) and not one.proof.waits(run(6, 9))
+
+
 def test_what_was_delivered_needs_no_proof():
     one = Believer()
     one.hear(run(1, 5), run(6, 9))

@@ -253,6 +253,18 @@ def test_what_a_voter_tells_must_make_sense(secret, counter, epoch, reason):
 # --- rotation ---------------------------------------------------------------------------------
 
 
+def test_of_the_epochs_a_voter_told_the_newest_two_open():
+    keys = tuple(Key(epoch, bytes([epoch]) * KEY_BYTES) for epoch in (1, 2, 3))
+    opener = PeerOpener(CLUSTER, KeyRing(keys))
+    sealers = [Sealer(Channel.PEER, VOTER, key, SECRET) for key in keys]
+    for key, sealer in zip(keys, sealers, strict=True):
+        opener.told(VOTER, key.epoch, SECRET, sealer.counter)
+    said = [sealer.datagrams(b"hello")[0] for sealer in sealers]
+    assert [opener.open(data).body for data in said[1:]] == [b"hello", b"hello"]
+    with pytest.raises(FrameError):
+        opener.open(said[0])
+
+
 def test_the_stream_key_rotates_without_a_datagram_lost():
     """Added everywhere, then put first everywhere, then the old one taken away: in any order of
     nodes within a step, each opens what each seals."""
