@@ -518,7 +518,7 @@ def replay(state: State, record: Record) -> tuple[State, tuple[FixedRun, ...]]:
             if skip < 0:
                 raise ReplayError(f"slots {state.fixed + 1}..{first - 1} are missing")
             return _replay_fixed(state, state.fixed + 1, values[skip:], chain)
-        case InstallRecord(slot=slot):
+        case InstallRecord(slot=slot):  # pragma: no branch - there is no other record
             if slot <= state.fixed:
                 return state, ()
             raise ReplayError(f"the snapshot at slot {slot} that the journal names is missing")

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from dashboard.cluster_init import cluster_file
 from tests.credentials import folder, issue
 from trex_core.access import (
+    REVOKED_KEY,
     Grant,
     Holder,
     holder_of,
@@ -125,6 +126,18 @@ def test_a_command_that_nobody_understands_is_within_no_prefix():
     assert why_denied(Grant("w", "writer"), request, nothing_named) == ""
     limited = Grant("w", "writer", ("app/",))
     assert "this names nothing" in why_denied(limited, request, nothing_named)
+
+
+def test_the_clusters_own_keys_are_an_admins():
+    request = Submit(1, Kind.COMMAND, 0, 1, 1, b"?")
+
+    def own(_command: bytes) -> tuple[str, str]:
+        return "config", REVOKED_KEY
+
+    for grant in (Grant("w", "writer"), Grant("w", "writer", ("trex/",))):
+        denied = why_denied(grant, request, own)
+        assert denied.startswith("'w' is a writer; to change 'trex/revoked' takes")
+    assert why_denied(Grant("a", "admin"), request, own) == ""
 
 
 def test_revoked_serials_are_written_and_read():

@@ -6,7 +6,7 @@ import random
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from trex_core.metadata import ordered, ring
@@ -182,6 +182,16 @@ def test_a_change_that_moves_nothing_writes_nothing():
     assert delta == ring.NO_DELTA and list(after.ranges()) == list(held.ranges())
 
 
+def test_what_is_no_change_of_the_ring_changes_nothing():
+    held = Ring.of([member("a")])
+    others = [
+        change(member("b"), None),  # it was never there
+        Change("config", "app/x", None, ConfigEntry("app/x", "1", 9)),
+        Change("lease", "7", None, None),
+    ]
+    assert held.updated(others) == (held, ring.NO_DELTA)
+
+
 def test_a_key_that_is_no_setting_changes_none():
     default, entry = ring.DEFAULT_SETTINGS, ConfigEntry("k", "9", 9)
     for key in ("app/x", "ring/unknown", "ring/"):
@@ -229,6 +239,12 @@ DEFAULTS = {"replication_factor": "3", "spread": "zone", "tokens_per_weight": "8
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(batches=st.lists(st.lists(edits, min_size=1, max_size=3), max_size=8))
+@example(
+    [[member("a", tokens=(5,))], [member("b", tokens=(5, 9))], ["a"], [member("c", tokens=(9,))]]
+)
+@example(
+    [[member("a")], [("ring/spread", "none")], [("ring/tokens_per_weight", "1")], ["a"], ["a"]]
+)
 def test_incremental_ring_equals_the_dumb_twin(monkeypatch, share, batches):
     monkeypatch.setattr(ring, "TOUCHED_SHARE", share)  # 0: never compare the whole ring for size
     live: dict[str, Member] = {}
