@@ -628,14 +628,15 @@ def test_fetched():
         ),
     )
     for before in worlds((*ROLES, *lacking)):
-        for sender, ballot, first, at, names in itertools.product(
+        for sender, ballot, first, at, count in itertools.product(
             (1, 3),
             (OWN, Ballot(1, 4, ME), Ballot(0, 5, ME)),
             (10, 11, 12, 13),
             (BEFORE, OLDER, OWN),
-            some(("", "a", "ab"), ("abc",)),
+            some((0, 1, 2), (3,)),
         ):
-            values = tuple(value(name) for name in names)
+            # (slot, ballot) names one value: what comes is what the journals hold there
+            values = tuple(value("zabcde"[slot - FIXED]) for slot in range(first, first + count))
             product.receive(before, sender, m.Fetched(ballot, first, at, values))
     product.report("Fetched", 19_000, "Candidate->Leader", "AcceptRecord", "nothing")
 
