@@ -182,6 +182,18 @@ def test_a_change_that_moves_nothing_writes_nothing():
     assert delta == ring.NO_DELTA and list(after.ranges()) == list(held.ranges())
 
 
+@pytest.mark.parametrize("members", [0, 1, 3, 200])
+def test_each_range_is_found_by_its_end_and_by_its_tokens(members):
+    held = Ring.of([member(f"n{n}") for n in range(members)])
+    rows = list(held.ranges())
+    ends = {row.end for row in rows}
+    for row in rows:
+        assert held.range_ending(row.end) == row
+        assert held.range_end(row.start) == held.range_end(row.end) == row.end
+        if row.start not in ends:
+            assert held.range_ending(row.start) is None
+
+
 def test_what_is_no_change_of_the_ring_changes_nothing():
     held = Ring.of([member("a")])
     others = [
@@ -240,7 +252,16 @@ DEFAULTS = {"replication_factor": "3", "spread": "zone", "tokens_per_weight": "8
 )
 @given(batches=st.lists(st.lists(edits, min_size=1, max_size=3), max_size=8))
 @example(
-    [[member("a", tokens=(5,))], [member("b", tokens=(5, 9))], ["a"], [member("c", tokens=(9,))]]
+    [[member(n, tokens=(at,)) for at, n in enumerate("abcd")], [member("e", tokens=(3,))], ["d"]]
+)
+@example(
+    [
+        [
+            ("ring/replication_factor", "5"),
+            *(member(n, tokens=(at,)) for at, n in enumerate("abcd")),
+        ],
+        [member("b", tokens=(9,))],
+    ]
 )
 @example(
     [[member("a")], [("ring/spread", "none")], [("ring/tokens_per_weight", "1")], ["a"], ["a"]]
