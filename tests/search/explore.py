@@ -6,6 +6,7 @@ and the figures; what a state is and what may happen in it is ``model``'s.
 
 from __future__ import annotations
 
+import gc
 import time
 from array import array
 from collections.abc import Callable
@@ -22,6 +23,7 @@ class Report(msgspec.Struct):
     left unvisited. ``violation`` and ``schedule``: what was found wrong, and the way to it."""
 
     bounds: str
+    depth_max: int = 0
     states: int = 0
     transitions: int = 0
     depth: int = 0
@@ -35,13 +37,16 @@ class Report(msgspec.Struct):
     seen: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        end = "all reachable states" if self.complete else "not all"
+        end = "not all"
+        if self.complete:
+            within = f" within {self.depth_max} actions" if self.depth_max else ""
+            end = f"all reachable states{within}"
         if self.violation:
             end = f"violated in {len(self.schedule)} actions"
         return (
             f"{self.bounds}: {end}: {self.states:,} states, {self.transitions:,} transitions, "
-            f"depth {self.depth}, {self.steps:,} steps of {self.locals:,} voter states and "
-            f"{self.letters:,} letters, {self.cpu_s:.1f} s"
+            f"depth {self.depth}, {self.steps:,} calls of step, {self.locals:,} states of a voter, "
+            f"{self.letters:,} letters, {self.cpu_s:.1f} s of CPU"
         )
 
     def story(self) -> str:
@@ -62,12 +67,14 @@ def explore(
     model: Model,
     *,
     states_max: int = 0,
+    depth_max: int = 0,
     cpu_s_max: float = 0.0,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
-    """Visit every state, or until a bound (0: none) or a violation."""
+    """Visit every state, or every state within ``depth_max`` actions, or until a bound is reached (0:
+    none), or until something is violated. ``progress`` is told a line every few seconds."""
     began = time.process_time()
-    report = Report(str(model.bounds))
+    report = Report(str(model.bounds), depth_max=depth_max)
     start = model.start()
     visited = {digest(model, start)}
     parents = array("l", [-1])
@@ -76,8 +83,9 @@ def explore(
     level = [(start, 0)]
     seen = 0
     told = began
+    gc.disable()  # nothing here forms cycles, and to look for some among millions of states is slow
     try:
-        while level:
+        while level and not (depth_max and report.depth >= depth_max):
             following: list[tuple[World, int]] = []
             for world, index in level:
                 try:
@@ -98,7 +106,7 @@ def explore(
                     while at > 0:
                         way.append(actions.things[doing[at]])
                         at = parents[at]
-                    report.schedule = tell(model, start, way[::-1], violation)
+                    report.schedule = tell(model, start, way[::-1])
                     return report
                 now = time.process_time()
                 if progress is not None and now - told > 5:
@@ -116,6 +124,7 @@ def explore(
         report.complete = True
         return report
     finally:
+        gc.enable()
         report.states = len(visited)
         report.steps = model.steps
         report.locals = len(model.locals)

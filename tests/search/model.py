@@ -22,8 +22,10 @@ the machine stops), no vote leaves, and the voter is *lost*: it goes on in memor
 votes, writes nothing more, until it crashes. With ``lag="all"`` anybody may be lost, which is the
 contract of ``Effects`` without any reduction. With ``lag="leader"`` only leaders: what a lost
 voter says otherwise is that a slot is fixed (the log offers it to all anyway), that it promised
-(which only forbids), or the value of a pair (which the pair determines); it may as well not have
-taken the step. A crash is possible at any time, any number of times; restart is part of it, and a
+(which only forbids), the value of a pair (which the pair determines), or that it holds an accept (for
+which a leader fills a free slot with a no-op instead of a command: one value is as free as another).
+So it may as well not have taken the step, or, if part of what it wrote got to the disk, crash there
+and then; a test compares what is reached either way. A crash is possible at any time, any number of times; restart is part of it, and a
 voter that stays down is one that takes no step.
 
 **Time** is left out: the tick is the same in all states, and what a timer would do is an action that
@@ -146,7 +148,8 @@ class Bounds(msgspec.Struct, frozen=True):
     ``formed``: slot 1 is fixed everywhere, the owner of ballot 1 leads, and the slots are 2, 3, ...;
     otherwise all disks are blank and slot 1 is the first, for which every voter must promise.
     ``lag``: who may run ahead of its disk, "leader" or "all" (see above). ``pairs``: a leader may
-    also propose two commands as one run.
+    also propose two commands as one run. ``commands``: leaders of the ballots up to this one propose
+    commands of their own; those above re-propose and fill up (0: all propose).
     """
 
     owners: tuple[int, ...] = (1, 2, 3)
@@ -154,18 +157,19 @@ class Bounds(msgspec.Struct, frozen=True):
     formed: bool = True
     lag: str = "leader"
     pairs: bool = False
+    commands: int = 0
 
     def __str__(self) -> str:
         start = "formed" if self.formed else "blank"
         names = "".join("ABC"[owner - 1] for owner in self.owners)
         pairs = ", runs of two" if self.pairs else ""
-        return f"ballots {names}, {self.slots} slots, {start}, lag {self.lag}{pairs}"
+        commands = f", commands up to ballot {self.commands}" if self.commands else ""
+        return f"ballots {names}, {self.slots} slots, {start}, lag {self.lag}{pairs}{commands}"
 
 
-def orders(ballots: int, formed: bool = True) -> tuple[tuple[int, ...], ...]:
+def orders(ballots: int) -> tuple[tuple[int, ...], ...]:
     """Whose ballots 1, 2, ... may be, one order for each set that differs in names alone: the
     voters are called 1, 2, 3 in the order in which they first own one."""
-    del formed  # the owner of ballot 1 leads, or not yet: it is voter 1 either way
     found = []
     for owners in itertools.product(VOTERS, repeat=ballots):
         seen = tuple(dict.fromkeys(owners))
@@ -199,7 +203,7 @@ class Outcome(NamedTuple):
     """bits of the letters sent"""
     fixed: tuple[tuple[int, tuple[bytes, ...]], ...]
     durable: int
-    """bits of (slot, ballot, voter) that became durable"""
+    """bits of (voter, (ballot, slot, value)) that became durable"""
     proposed: int
     """bits of (ballot, slot, value) that were proposed"""
     tips: tuple[tuple[Ballot, Tip], ...]
@@ -284,10 +288,8 @@ class Model:
         self.labels = Names()
         self.durable_bits = Names()
         self.proposed_bits = Names()
-        self.holders: dict[tuple[int, Ballot], int] = {}
-        """(slot, ballot) -> bits of the voters that may hold it"""
-        self.same_pair: dict[int, int] = {}
-        """bit number of (ballot, slot, value) -> bits of all values of that pair"""
+        self.holders: dict[tuple[Ballot, int, bytes], int] = {}
+        """(ballot, slot, value) -> bits of the voters that may have it on disk"""
         self.addressed = [0, 0, 0, 0]
         """voter -> bits of the letters it may receive one by one"""
         self.promises = [0, 0, 0, 0]
@@ -301,11 +303,22 @@ class Model:
         """local -> letters judged, and of those the ones that matter because of it"""
         self.idle: list[int] = []
         """local -> letters that change nothing when it receives them"""
+        self.mute: list[int] = []
+        """local -> questions it does not answer, or changes by answering"""
+        self.answers: dict[tuple[int, int], int] = {}
         self.own: list[tuple[tuple[Action, tuple[Outcome, ...]], ...] | None] = []
         self.received: dict[tuple[int, int], tuple[Outcome, ...]] = {}
         self.counted: dict[tuple[int, tuple[int, ...]], tuple[bool, tuple[Outcome, ...]]] = {}
         self.others: dict[Any, Any] = {}
         self.steps = 0
+        self.same_slot: dict[tuple[Ballot, int], int] = {}
+        """(ballot, slot) -> bits of all values proposed there"""
+        self.taking: list[list[Action]] = [[], [], [], []]
+        """voter -> letter -> the action of receiving it"""
+        self.disk_before = first_state(CLUSTER_ID)
+        """The disk at the start of the turn under way"""
+        self.doing = Action("starts", 0)
+        self.outcome: Outcome | None = None
         self.sure: set[Any] = set()
 
     # --- one step ---------------------------------------------------------------------------
@@ -387,6 +400,7 @@ class Model:
         end, by what gets to the disk."""
         out: list[Outcome] = []
         tip = self.tip_of(local.memory)
+        self.disk_before = local.disk
         self._run(local, tip, events, _Acc(labels=label), out)
         return tuple(dict.fromkeys(out))
 
@@ -409,8 +423,12 @@ class Model:
         if not events:
             tip = self.tip_of(memory)
             if tip is None or tip == told:
-                if not lost or self.bounds.lag == "all" or tip is not None:
-                    out.append(self._outcome(Local(voter, self.plain(memory), disk, lost), acc))
+                local = Local(voter, self.plain(memory), disk, lost)
+                if lost and tip is None and self.bounds.lag == "leader":
+                    if disk == self.disk_before:
+                        return  # as if the step had not been taken
+                    local = Local(voter, self.plain(disk), disk, False)  # torn: it crashes here
+                out.append(self._outcome(local, acc))
                 return
             events = (Beat(),)
             memory = self.plain(memory)
@@ -458,6 +476,7 @@ class Model:
             self.known.append(0)
             self.live.append(0)
             self.idle.append(0)
+            self.mute.append(0)
             self.own.append(None)
         return number
 
@@ -465,10 +484,10 @@ class Model:
         bits = 0
         for record in records:
             if isinstance(record, AcceptRecord):
-                for slot in range(record.first, record.first + len(record.values)):
-                    bit = 1 << self.durable_bits.number((slot, record.ballot, voter))
-                    pair = (slot, record.ballot)
-                    self.holders[pair] = self.holders.get(pair, 0) | bit
+                for slot, value in enumerate(record.values, record.first):
+                    entry = (record.ballot, slot, value)
+                    bit = 1 << self.durable_bits.number((voter, entry))
+                    self.holders[entry] = self.holders.get(entry, 0) | bit
                     bits |= bit
         return bits
 
@@ -477,14 +496,8 @@ class Model:
         for slot, value in enumerate(values, first):
             number = self.proposed_bits.number((ballot, slot, value))
             bits |= 1 << number
-            if number not in self.same_pair:
-                same = [
-                    n
-                    for n, (b, s, _) in enumerate(self.proposed_bits.things)
-                    if (b, s) == (ballot, slot)
-                ]
-                for n in same:
-                    self.same_pair[n] = sum(1 << m for m in same)
+            pair = (ballot, slot)
+            self.same_slot[pair] = self.same_slot.get(pair, 0) | 1 << number
         return bits
 
     def _post(
@@ -529,6 +542,7 @@ class Model:
                 case Heartbeat():
                     self.beats |= 1 << number
             for voter in VOTERS:
+                self.taking[voter].append(Action("receive", voter, number))
                 if letter.to == voter or (letter.to == 0 and letter.sender != voter):
                     self.addressed[voter] |= 1 << number
         return number
@@ -610,7 +624,9 @@ class Model:
             elif isinstance(message, Accepted):
                 assert isinstance(role, Leader)
                 for slot in range(run.first, run.last + 1):
-                    labels |= self.label(f"slot {slot} fixed by count at ballot {role.ballot.round}")
+                    labels |= self.label(
+                        f"slot {slot} fixed by count at ballot {role.ballot.round}"
+                    )
             elif isinstance(message, Accept | Heartbeat):
                 held = contiguous(before.accepted, run.first, run.last, message.ballot)
                 if run.last < message.tip.fixed:
@@ -691,7 +707,9 @@ class Model:
             role = local.memory.role
             values = tuple(
                 encode_value(
-                    Value(Kind.COMMAND, role.ballot, command=f"{role.ballot}@{slot}/{choice}".encode())
+                    Value(
+                        Kind.COMMAND, role.ballot, command=f"{role.ballot}@{slot}/{choice}".encode()
+                    )
                 )
                 for slot in range(role.next_slot, self.last + 1)
             )
@@ -734,9 +752,7 @@ class Model:
             sender, _, message = self.letters.things[letter]
             event = Receive(sender, INCARNATION, 1, message)
             found = tuple(
-                o
-                for o in self.turn(local, event)
-                if o.local != number or o.letters or o.fixed
+                o for o in self.turn(local, event) if o.local != number or o.letters or o.fixed
             )
             self.received[key] = found
             if not found:
@@ -762,24 +778,33 @@ class Model:
             found = self.counted[key] = (waiting, () if waiting else outcomes)
         return found
 
-    def elections(self, number: int, promises: list[int]) -> Iterator[tuple[Action, tuple[Outcome, ...]]]:
-        """Every choice of promises, as few as bring something about."""
-        voter = self.locals.things[number].voter
+    def elections(
+        self, number: int, promises: int
+    ) -> tuple[tuple[Action, tuple[Outcome, ...]], ...]:
+        """Every choice of ``promises``, as few as bring something about."""
+        key = ("elections", number, promises)
+        found = self.others.get(key)
+        if found is None:
+            letters = _bits(promises)
+            voter = self.locals.things[number].voter
+            found = ()
+            waiting: list[tuple[int, ...]] = [()]
+            while waiting:
+                chosen = waiting.pop()
+                for letter in letters:
+                    if chosen and letter <= chosen[-1]:
+                        continue
+                    now = (*chosen, letter)
+                    self.doing = Action("count", voter, now)
+                    waits, outcomes = self.count(number, now)
+                    if waits and len(now) < len(VOTERS):
+                        waiting.append(now)
+                    elif outcomes:
+                        found += ((self.doing, outcomes),)
+            self.others[key] = found
+        return found
 
-        def more(chosen: tuple[int, ...], start: int) -> Iterator[tuple[Action, tuple[Outcome, ...]]]:
-            for at in range(start, len(promises)):
-                now = (*chosen, promises[at])
-                waiting, outcomes = self.count(number, now)
-                if not waiting:
-                    yield Action("count", voter, now), outcomes
-                elif len(now) < len(VOTERS):
-                    yield from more(now, at + 1)
-
-        yield from more((), 0)
-
-    def ask(
-        self, number: int, other: int
-    ) -> tuple[tuple[Action, bool, tuple[Outcome, ...]], ...]:
+    def ask(self, number: int, other: int) -> tuple[tuple[Action, bool, tuple[Outcome, ...]], ...]:
         """A leader or candidate sends its beat or Prepare again and ``other`` answers: what becomes
         of the asker (True), or of the asked (False) where the beat moves it."""
         key = ("ask", number, other)
@@ -788,9 +813,7 @@ class Model:
             found = self.others[key] = tuple(self._ask(number, other))
         return found
 
-    def _ask(
-        self, number: int, other: int
-    ) -> Iterator[tuple[Action, bool, tuple[Outcome, ...]]]:
+    def _ask(self, number: int, other: int) -> Iterator[tuple[Action, bool, tuple[Outcome, ...]]]:
         asker, asked = self.locals.things[number], self.locals.things[other]
         action = Action("ask", asker.voter, asked.voter)
         role = asker.memory.role
@@ -811,10 +834,14 @@ class Model:
             else:
                 label = self.label("a leader is told of an accept above its own")
             answer = Receive(asked.voter, INCARNATION, 1, send.message)
-            yield action, True, tuple(
-                outcome._replace(labels=outcome.labels | label)
-                for outcome in self.turn(asker, answer)
-                if outcome.local != number or outcome.letters
+            yield (
+                action,
+                True,
+                tuple(
+                    outcome._replace(labels=outcome.labels | label)
+                    for outcome in self.turn(asker, answer)
+                    if outcome.local != number or outcome.letters
+                ),
             )
 
     # --- letters that matter ------------------------------------------------------------------
@@ -847,16 +874,18 @@ class Model:
                 if voter != to:
                     return False
                 leads = isinstance(role, Leader) and role.ballot == ballot and memory.fixed < last
-                return (leads and not all(
-                    sender in f.votes for f in role.flights if f.first <= last
-                )) or self._moved(voter, memory, letter)
+                return (
+                    leads and not all(sender in f.votes for f in role.flights if f.first <= last)
+                ) or self._moved(voter, memory, letter)
         if voter == sender:
             return False
         if ballot >= disk.promised:
             if message.tip.fixed > disk.fixed:
                 return True
             if isinstance(message, Accept):
-                for slot in range(max(message.first, disk.fixed + 1), message.first + len(message.values)):
+                for slot in range(
+                    max(message.first, disk.fixed + 1), message.first + len(message.values)
+                ):
                     if held(disk, slot)[0] != ballot:
                         return True
         if self._moved(voter, memory, letter):
@@ -907,72 +936,69 @@ class Model:
         assert isinstance(states[1].role, Leader)
         return {voter: self.plain(state) for voter, state in states.items()}
 
-    def successors(self, world: World) -> Iterator[tuple[Action, Outcome, World]]:
-        """Every state that one action leads to. What it raises, :class:`Violation`, names in
-        ``args`` what is wrong, the action, and its outcome if it had one."""
+    def successors(self, world: World) -> list[tuple[Action, Outcome, World]]:
+        """Every state that one action leads to. What it raises, :class:`Violation`, is of the action
+        ``doing``, and of ``outcome`` if it got that far."""
+        out: list[tuple[Action, Outcome, World]] = []
+        after = self.after
         letters = world.letters
-        for index in range(3):
-            number = world.locals[index]
+        for index, number in enumerate(world.locals):
             local = self.locals.things[number]
-            voter = index + 1
-            for action, outcomes in self.moves_of(number, world, local):
-                for outcome in outcomes:
-                    yield self.led_to(world, index, action, outcome)
-            bits = letters & self.addressed[voter] & ~self.idle[number]
+            voter = local.voter
             role = local.memory.role
+            moves = self.own[number]
+            if moves is None:
+                self.doing, self.outcome = Action("acts", voter), None
+                moves = self.moves(number)
+            if isinstance(role, Leader) and self.may_propose(role):
+                self.doing, self.outcome = Action("propose", voter), None
+                moves += self.propose(number, self.choice(world, role))
+            if world.log:
+                self.doing, self.outcome = Action("learn", voter), None
+                moves += self.catch_up(number, world.log)
+            bits = letters & self.addressed[voter] & ~self.idle[number]
             if isinstance(role, Candidate) and role.plan is None:
-                promises = _bits(bits & self.promises[voter])
-                bits &= ~self.promises[voter]
-                for action, outcomes in self.elections(number, promises):
-                    for outcome in outcomes:
-                        yield self.led_to(world, index, action, outcome)
+                promises = bits & self.promises[voter]
+                bits ^= promises
+                if promises:
+                    moves += self.elections(number, promises)
+            for action, outcomes in moves:
+                self.doing = action
+                for self.outcome in outcomes:
+                    out.append((action, self.outcome, after(world, index, self.outcome)))
             while bits:
                 low = bits & -bits
                 bits ^= low
                 letter = low.bit_length() - 1
+                self.doing, self.outcome = self.taking[voter][letter], None
                 outcomes = self.received.get((number, letter))
                 if outcomes is None:
-                    outcomes = self.guarded(Action("receive", voter, letter), self.receive, number, letter)
-                for outcome in outcomes:
-                    if outcome.local != number or outcome.letters & ~letters:
-                        yield self.led_to(world, index, Action("receive", voter, letter), outcome)
-            if not isinstance(role, Follower):
-                for other in range(3):
-                    if other == index:
-                        continue
-                    asked = world.locals[other]
-                    action = Action("ask", voter, other + 1)
-                    for _, asks, outcomes in self.guarded(action, self.ask, number, asked):
-                        for outcome in outcomes:
-                            yield self.led_to(world, index if asks else other, action, outcome)
+                    outcomes = self.receive(number, letter)
+                for self.outcome in outcomes:
+                    if self.outcome.local != number or self.outcome.letters & ~letters:
+                        out.append((self.doing, self.outcome, after(world, index, self.outcome)))
+            if isinstance(role, Follower):
+                continue
+            for other, asked in enumerate(world.locals):
+                if other == index:
+                    continue
+                self.doing, self.outcome = Action("ask", voter, other + 1), None
+                for action, asks, outcomes in self.ask(number, asked):
+                    for self.outcome in outcomes:
+                        moved = index if asks else other
+                        out.append((action, self.outcome, after(world, moved, self.outcome)))
+        return out
 
-    def guarded(self, action: Action, call: Any, *args: Any) -> Any:
-        """``call``, with the action named in what it raises."""
-        try:
-            return call(*args)
-        except Violation as violation:
-            raise Violation(violation.args[0], action) from violation
+    def may_propose(self, role: Leader) -> bool:
+        """Is there a slot left for a command of this leader's own?"""
+        commands = self.bounds.commands
+        return role.next_slot <= self.last and (commands == 0 or role.ballot.round <= commands)
 
-    def moves_of(self, number: int, world: World, local: Local) -> Iterator[tuple[Action, tuple[Outcome, ...]]]:
-        """Those that need no letter."""
-        voter = local.voter
-        yield from self.guarded(Action("acts", voter), self.moves, number)
-        role = local.memory.role
-        if isinstance(role, Leader) and role.next_slot <= self.last:
-            slot, choice = role.next_slot, 0
-            for n in _bits(world.proposed):
-                b, s, _ = self.proposed_bits.things[n]
-                choice += (b, s) == (role.ballot, slot)
-            yield from self.guarded(Action("propose", voter), self.propose, number, choice)
-        if self.logs.things[world.log][0]:
-            yield from self.guarded(Action("learn", voter), self.catch_up, number, world.log)
-
-    def led_to(self, world: World, index: int, action: Action, outcome: Outcome) -> tuple[Action, Outcome, World]:
-        """``world`` after the outcome of one voter's action, checked."""
-        try:
-            return action, outcome, self.after(world, index, outcome)
-        except Violation as violation:
-            raise Violation(violation.args[0], action, outcome) from violation
+    def choice(self, world: World, role: Leader) -> int:
+        """How many values this leader's ballot has proposed in its next slot: none, unless the core
+        is broken and uses a ballot twice. Then another value must be tried."""
+        pairs = self.same_slot.get((role.ballot, role.next_slot), 0)
+        return (world.proposed & pairs).bit_count()
 
     def after(self, world: World, index: int, outcome: Outcome) -> World:
         """The checks that no voter can make alone are made here."""
@@ -992,14 +1018,23 @@ class Model:
         if outcome.proposed:
             proposed |= outcome.proposed
             for n in _bits(outcome.proposed):
-                if (proposed & self.same_pair[n]).bit_count() > 1:
-                    ballot, slot, _ = self.proposed_bits.things[n]
+                ballot, slot, _ = self.proposed_bits.things[n]
+                if (proposed & self.same_slot[ballot, slot]).bit_count() > 1:
                     raise Violation(f"two values of slot {slot} are proposed at {ballot}")
+        if outcome.durable & ~world.durable:
+            for n in _bits(outcome.durable & ~world.durable):
+                who, entry = self.durable_bits.things[n]
+                pair = self.proposed_bits.numbers.get(entry)
+                if pair is None or not proposed >> pair & 1:
+                    raise Violation(
+                        f"voter {who} has an accept of slot {entry[1]} at {entry[0]} on disk that "
+                        "nobody proposed"
+                    )
         if self.check_steps and (old, number) not in self.sure:
             self._forward(self.locals.things[old], self.locals.things[number])
             self.sure.add((old, number))
         if outcome.fixed:
-            log = self._fix(log, outcome.fixed, durable, proposed, index + 1)
+            log = self._fix(log, outcome.fixed, durable, index + 1)
         if outcome.tips:
             self._tips(outcome.tips, log, durable)
         if letters & self.questions:
@@ -1020,14 +1055,28 @@ class Model:
 
     def answered(self, numbers: tuple[int, int, int], letters: int) -> int:
         """``letters`` with every answer that costs the one who answers nothing."""
-        for voter, number in zip(VOTERS, numbers, strict=True):
-            for letter in _bits(letters & self.questions & self.addressed[voter]):
-                outcomes = self.received.get((number, letter))
-                if outcomes is None:
-                    outcomes = self.receive(number, letter)
-                if len(outcomes) == 1 and outcomes[0].local == number:
-                    letters |= outcomes[0].letters
+        for number in numbers:
+            asked = letters & self.questions & ~self.mute[number]
+            while asked:
+                low = asked & -asked
+                asked ^= low
+                letters |= self.answer(number, low.bit_length() - 1)
         return letters
+
+    def answer(self, number: int, letter: int) -> int:
+        """The letters this local answers with, if it does not change by it."""
+        key = (number, letter)
+        found = self.answers.get(key)
+        if found is None:
+            found = 0
+            if self.addressed[self.locals.things[number].voter] >> letter & 1:
+                outcomes = self.receive(number, letter)
+                if len(outcomes) == 1 and outcomes[0].local == number:
+                    found = outcomes[0].letters
+            self.answers[key] = found
+            if not found:
+                self.mute[number] |= 1 << letter
+        return found
 
     def renewed(self, letters: int, voter: int, role: Candidate) -> int:
         """``letters`` with each promise cut to the slots the candidate still asks for."""
@@ -1044,7 +1093,7 @@ class Model:
                 letters |= 1 << self.letter(Letter(sender, to, message))
         return letters
 
-    def _fix(self, log: int, fixed: Any, durable: int, proposed: int, voter: int) -> int:
+    def _fix(self, log: int, fixed: Any, durable: int, voter: int) -> int:
         values, chains, genesis = self.logs.things[log]
         for first, run in fixed:
             for slot, value in enumerate(run, first):
@@ -1058,7 +1107,7 @@ class Model:
                     continue
                 if at > len(values):
                     raise Violation(f"voter {voter} fixes slot {slot}, {slot - 1} is not fixed yet")
-                if not self._chosen(slot, value, durable, proposed):
+                if not self._chosen(slot, value, durable):
                     raise Violation(
                         f"voter {voter} fixes {value_name(value)} in slot {slot}: no accept quorum "
                         "ever had it on disk under one ballot"
@@ -1070,14 +1119,11 @@ class Model:
                     genesis = genesis_of(slot, (value,), None)
         return self.logs.number((values, chains, genesis))
 
-    def _chosen(self, slot: int, value: bytes, durable: int, proposed: int) -> bool:
-        for ballot in self.ballots:
-            pair = self.proposed_bits.numbers.get((ballot, slot, value))
-            if pair is not None and proposed >> pair & 1:
-                held = durable & self.holders.get((slot, ballot), 0)
-                if held.bit_count() >= self.quorum:
-                    return True
-        return False
+    def _chosen(self, slot: int, value: bytes, durable: int) -> bool:
+        return any(
+            (durable & self.holders.get((ballot, slot, value), 0)).bit_count() >= self.quorum
+            for ballot in self.ballots
+        )
 
     def _tips(self, tips: Any, log: int, durable: int) -> None:
         values, chains, _ = self.logs.things[log]
@@ -1088,8 +1134,8 @@ class Model:
             if at > len(values) or chains[at] != tip.chain:
                 raise Violation(f"the leader of {ballot} announces slot {tip.fixed}, not fixed so")
             for slot in range(max(tip.counted, self.first), tip.fixed + 1):
-                held = durable & self.holders.get((slot, ballot), 0)
-                if held.bit_count() < self.quorum:
+                entry = (ballot, slot, values[slot - self.first])
+                if (durable & self.holders.get(entry, 0)).bit_count() < self.quorum:
                     raise Violation(f"{ballot} is said to be counted in slot {slot}, it was not")
 
     def _chain(self, local: Local, log: int) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tests.search.model import Action, Local, Model, Violation, World, held, value_name
+from tests.search.model import Action, Local, Model, World, held, value_name
 from trex_core.messages import (
     Accept,
     Accepted,
@@ -25,9 +25,8 @@ def tell(
     model: Model,
     start: World,
     way: Iterable[tuple[Action, int]],
-    violation: Violation,
 ) -> tuple[str, ...]:
-    """The actions from ``start``, and the one that was the ``violation``."""
+    """The actions from ``start``, and the one the model was doing when it raised."""
     lines = []
     locals_ = list(start.locals)
     for action, number in way:
@@ -36,13 +35,12 @@ def tell(
         after = model.locals.things[number]
         locals_[index] = number
         lines.append(f"{_doing(model, action)}; {_change(model, before, after)}")
-    if len(violation.args) > 1:
-        last = _doing(model, violation.args[1])
-        if len(violation.args) > 2:
-            after = model.locals.things[violation.args[2].local]
-            before = model.locals.things[locals_[after.voter - 1]]
-            last = f"{last}; {_change(model, before, after)}"
-        lines.append(last)
+    last = _doing(model, model.doing)
+    if model.outcome is not None:
+        after = model.locals.things[model.outcome.local]
+        before = model.locals.things[locals_[after.voter - 1]]
+        last = f"{last}; {_change(model, before, after)}"
+    lines.append(last)
     return tuple(lines)
 
 
