@@ -35,9 +35,10 @@ coverage:
     .venv/bin/coverage run -m pytest -q -p no:cacheprovider tests/core
     .venv/bin/coverage report
 
-# long runs: large products, simulator, model search, decoders fuzzed, hostile datagrams, an attack
-soak seeds="10000" cases="1000000" datagrams="1000000" attack_s="300":
+# long runs: large products, model search, simulator, decoders fuzzed, hostile datagrams, an attack
+soak seeds="10000" search_s="1800" cases="1000000" datagrams="1000000" attack_s="300":
     TREX_WIDE=1 .venv/bin/python -m pytest -q -s --timeout 3600 tests/core/test_exhaustive.py
+    .venv/bin/python -m tests.search --ballots 3 --slots 2 --cpu-s {{search_s}}
     .venv/bin/python -m tests.simulator --seeds {{seeds}}
     .venv/bin/python -m tests.fuzz --cases {{cases}}
     .venv/bin/python -m tests.adversary --datagrams {{datagrams}}

@@ -1,8 +1,8 @@
 """Search all states of small clusters from a shell.
 
 ``python -m tests.search --ballots 3 --slots 2`` walks, one after the other, every order in which
-three voters may own three ballots. Exit code 0: nothing was violated. 1: something was; its shortest
-schedule is printed.
+three voters may own three ballots. Exit code 0: nothing was violated. 1: something was; its
+shortest schedule is printed.
 """
 
 from __future__ import annotations

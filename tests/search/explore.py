@@ -1,7 +1,7 @@
 """Walk all states of a model, breadth first, so that what is found wrong is found in fewest steps.
 
-This module alone keeps what was visited (16-byte digests of states), the way back from each state,
-and the figures; what a state is and what may happen in it is ``model``'s.
+This module alone keeps what was visited (16-byte digests of states), the way back from each
+state, and the figures; what a state is and what may happen in it is ``model``'s.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def explore(
     cpu_s_max: float = 0.0,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
-    """Visit every state, or every state within ``depth_max`` actions, or until a bound is reached (0:
-    none), or until something is violated. ``progress`` is told a line every few seconds."""
+    """Visit every state, or every state within ``depth_max`` actions, or until a bound is reached
+    (0: none), or until something is violated. ``progress`` is told a line every few seconds."""
     began = time.process_time()
     report = Report(str(model.bounds), depth_max=depth_max)
     start = model.start()

@@ -4,11 +4,12 @@ voter between a network that is a set of letters and disks that a crash leaves b
 This module alone says what a state of the search is, which actions lead out of it, which states
 count as the same, and what is checked on each. ``explore`` only walks.
 
-**A state** is, per voter, (memory, disk, lost); the log of what anybody ever fixed; the letters that
-were sent and can still matter; and two books that are checked but are not part of the state's name:
-which accepts were ever durable where, and which values were ever proposed. Memory and disk are both
-:class:`trex_core.state.State`; disk is ``replay`` of the durable records. ``step`` is pure: it runs
-once for each distinct (memory, event) and its outcome, checked by ``check_step``, is remembered.
+**A state** is, per voter, (memory, disk, lost); the log of what anybody ever fixed; the letters
+that were sent and can still matter; and two books that are checked but are not part of the
+state's name: which accepts were ever durable where, and which values were ever proposed. Memory
+and disk are both :class:`trex_core.state.State`; disk is ``replay`` of the durable records.
+``step`` is pure: it runs once for each distinct (memory, event) and its outcome, checked by
+``check_step``, is remembered.
 
 **The network** loses, delays, reorders and repeats: a letter stays in the set and may be received
 any number of times at any later time, or never.
@@ -16,37 +17,39 @@ any number of times at any later time, or never.
 **The disk.** Nobody sees a record before its sync, save through what needs no sync (Accept,
 Heartbeat, Fetch, Fetched, HeartbeatAck, Refused, and slots that were fixed). So a record that is
 synced late is one synced at once whose votes travel longer, and what remains are the records that
-never get to the disk. Hence each step that writes n records branches n + 1 times: all are synced and
-the votes leave; or only the first j < n are (the write is torn, or the sync still under way, when
-the machine stops), no vote leaves, and the voter is *lost*: it goes on in memory, speaks without
-votes, writes nothing more, until it crashes. With ``lag="all"`` anybody may be lost, which is the
-contract of ``Effects`` without any reduction. With ``lag="leader"`` only leaders: what a lost
-voter says otherwise is that a slot is fixed (the log offers it to all anyway), that it promised
-(which only forbids), the value of a pair (which the pair determines), or that it holds an accept (for
-which a leader fills a free slot with a no-op instead of a command: one value is as free as another).
-So it may as well not have taken the step, or, if part of what it wrote got to the disk, crash there
-and then; a test compares what is reached either way. A crash is possible at any time, any number of times; restart is part of it, and a
-voter that stays down is one that takes no step.
+never get to the disk. Hence each step that writes n records branches n + 1 times: all are synced
+and the votes leave; or only the first j < n are (the write is torn, or the sync still under way,
+when the machine stops), no vote leaves, and the voter is *lost*: it goes on in memory, speaks
+without votes, writes nothing more, until it crashes. With ``lag="all"`` anybody may be lost,
+which is the contract of ``Effects`` without any reduction. With ``lag="leader"`` only leaders:
+what a lost voter says otherwise is that a slot is fixed (the log offers it to all anyway), that
+it promised (which only forbids), the value of a pair (which the pair determines), or that it
+holds an accept (for which a leader fills a free slot with a no-op instead of a command: one value
+is as free as another). So it may as well not have taken the step, or, if part of what it wrote
+got to the disk, crash there and then; a test compares what is reached either way. A crash is
+possible at any time, any number of times; restart is part of it, and a voter that stays down is
+one that takes no step.
 
-**Time** is left out: the tick is the same in all states, and what a timer would do is an action that
-is always possible, made of real ``Tick``s and answers with the timer fields set so that it is due:
+**Time** is left out: the tick is the same in all states, and what a timer would do is an action
+that is always possible, made of real ``Tick``s and answers with the timer fields set so that it
+is due:
 
-* *stands*: gives up its role, polls, and the poll wins, whatever the peers hear. A voter may stand
-  at any time under any ballot of its own above its promise. Pre-vote, back-off, hand-over and
-  "refused, stands at once" only choose times; they are the same step.
+* *stands*: gives up its role, polls, and the poll wins, whatever the peers hear. A voter may
+  stand at any time under any ballot of its own above its promise. Pre-vote, back-off, hand-over
+  and "refused, stands at once" only choose times; they are the same step.
 * *drops silent holders*: the candidate's fetch has waited too long.
-* a leader beats whenever its tip changes (a letter more forbids nothing); nothing is re-sent, since
-  letters stay. The rounds of beats and ages of answers are blanked: they decide times only.
+* a leader beats whenever its tip changes (a letter more forbids nothing); nothing is re-sent,
+  since letters stay. The rounds of beats and ages of answers are blanked: they decide times only.
 
-So the search covers more behaviours than any clock allows. Left out altogether: ``has_room`` (a full
-disk only refuses), ``boots`` and incarnations (fencing only refuses: here letters of earlier lives
-still count), chain reports (every 1,024 slots), and the pace of catch-up: a voter may learn any
-prefix of the log, or install a snapshot of it, at any time.
+So the search covers more behaviours than any clock allows. Left out altogether: ``has_room`` (a
+full disk only refuses), ``boots`` and incarnations (fencing only refuses: here letters of earlier
+lives still count), chain reports (every 1,024 slots), and the pace of catch-up: a voter may learn
+any prefix of the log, or install a snapshot of it, at any time.
 
-**Ballots.** What matters is their order and whose each is. Ballot k is (round k, its owner), and a
-run is told the owners in order; orders that are the same but for the names of voters are searched
-once (:func:`orders`): every rule treats voters alike, except that a candidate fetches from the
-first holder; here any holder may answer. This is how symmetric states are folded.
+**Ballots.** What matters is their order and whose each is. Ballot k is (round k, its owner), and
+a run is told the owners in order; orders that are the same but for the names of voters are
+searched once (:func:`orders`): every rule treats voters alike, except that a candidate fetches
+from the first holder; here any holder may answer. This is how symmetric states are folded.
 
 **Values.** A leader's command in a slot is named after (ballot, slot). ``step`` never looks into
 values but for equality, and a stored value carries the ballot that proposed it, so commands of
@@ -61,13 +64,12 @@ different ballots always differ, and a second choice of command under one ballot
 * answers that only matter at once are received at once: a refusal of, or the answer to, a beat or
   Prepare that a leader or candidate sends again now ("asks").
 
-**Letters that no longer matter** are dropped, so that states that differ in them alone are one:
-a Prepare, Fetch or Fetched whose candidate no longer stands (to receive it could only forbid);
-otherwise a letter that every voter it is for, in memory and as it would recover, is past: the ballot
-is below its promise, the slots are fixed or held at that ballot and the tip is old news; and only if
-``step``, when asked, agrees that the letter changes nothing. The last clause keeps the search
-honest about a broken core, which may take what it should be past.
-"""
+**Letters that no longer matter** are dropped, so that states that differ in them alone are one: a
+Prepare, Fetch or Fetched whose candidate no longer stands (to receive it could only forbid);
+otherwise a letter that every voter it is for, in memory and as it would recover, is past: the
+ballot is below its promise, the slots are fixed or held at that ballot and the tip is old news;
+and only if ``step``, when asked, agrees that the letter changes nothing. The last clause keeps
+the search honest about a broken core, which may take what it should be past."""
 
 from __future__ import annotations
 
@@ -143,13 +145,14 @@ class Violation(AssertionError):  # noqa: N818 - a finding, not an error of the 
 
 
 class Bounds(msgspec.Struct, frozen=True):
-    """How far a search goes. ``owners``: whose ballot 1, 2, ... is. ``slots``: how many are decided.
+    """How far a search goes. ``owners``: whose ballot 1, 2, ... is. ``slots``: how many are
+    decided.
 
-    ``formed``: slot 1 is fixed everywhere, the owner of ballot 1 leads, and the slots are 2, 3, ...;
-    otherwise all disks are blank and slot 1 is the first, for which every voter must promise.
+    ``formed``: slot 1 is fixed everywhere, the owner of ballot 1 leads, and the slots are 2, 3 and
+    so on; otherwise all disks are blank, and for slot 1, the first, every voter must promise.
     ``lag``: who may run ahead of its disk, "leader" or "all" (see above). ``pairs``: a leader may
-    also propose two commands as one run. ``commands``: leaders of the ballots up to this one propose
-    commands of their own; those above re-propose and fill up (0: all propose).
+    also propose two commands as one run. ``commands``: leaders of the ballots up to this one
+    propose commands of their own; those above re-propose and fill up (0: all propose).
     """
 
     owners: tuple[int, ...] = (1, 2, 3)
@@ -435,7 +438,7 @@ class Model:
             memory = _replace(memory, role=_replace(memory.role, beat=0, beat_ticks=()))
         event, rest = events[0], events[1:]
         after, effects = self.step(voter, memory, event)
-        acc = self._note(voter, memory, event, after, effects, acc)
+        acc = self._note(memory, event, after, effects, acc)
         votes, others = [], []
         for send in effects.sends:
             (votes if isinstance(send.message, VOTES) else others).append(send)
@@ -593,7 +596,6 @@ class Model:
 
     def _note(
         self,
-        voter: int,
         before: State,
         event: Event,
         after: State,
@@ -637,12 +639,17 @@ class Model:
                     labels |= self.label("learned by the chain over other ballots")
         if isinstance(event, Install) and after.fixed > before.fixed:
             labels |= self.label("a snapshot is installed")
-        if isinstance(before.role, Candidate) and isinstance(role, Candidate):
-            if before.role.ballot == role.ballot and role.first > before.role.first:
-                labels |= self.label("asks again under the same ballot")
-        if isinstance(message, Accept) and message.first <= before.fixed:
-            if any(isinstance(record, AcceptRecord) for record in effects.records):
-                labels |= self.label("an Accept is taken above the fixed slot only")
+        old = before.role
+        if (
+            isinstance(old, Candidate)
+            and isinstance(role, Candidate)
+            and old.ballot == role.ballot
+            and old.first < role.first
+        ):
+            labels |= self.label("asks again under the same ballot")
+        accepts = any(isinstance(record, AcceptRecord) for record in effects.records)
+        if accepts and isinstance(message, Accept) and message.first <= before.fixed:
+            labels |= self.label("an Accept is taken above the fixed slot only")
         return acc._replace(fixed=fixed, labels=labels)
 
     # --- moves of one voter that need no letter ----------------------------------------------
@@ -858,7 +865,7 @@ class Model:
                 self.live[number] |= low
 
     def _matters(self, local: Local, letter: Letter) -> bool:
-        voter, memory, disk, lost = local
+        voter, memory, disk, _ = local
         sender, to, message = letter
         role = memory.role
         ballot = message.ballot
@@ -937,7 +944,7 @@ class Model:
         return {voter: self.plain(state) for voter, state in states.items()}
 
     def successors(self, world: World) -> list[tuple[Action, Outcome, World]]:
-        """Every state that one action leads to. What it raises, :class:`Violation`, is of the action
+        """Every state that one action leads to. A :class:`Violation` it raises is of the action
         ``doing``, and of ``outcome`` if it got that far."""
         out: list[tuple[Action, Outcome, World]] = []
         after = self.after
@@ -1024,6 +1031,8 @@ class Model:
         if outcome.durable & ~world.durable:
             for n in _bits(outcome.durable & ~world.durable):
                 who, entry = self.durable_bits.things[n]
+                if entry[0].voter == who:
+                    continue
                 pair = self.proposed_bits.numbers.get(entry)
                 if pair is None or not proposed >> pair & 1:
                     raise Violation(
