@@ -62,14 +62,23 @@ different ballots always differ, and a second choice of command under one ballot
 * a candidate receives promises only so many at once that something comes of it, in every choice
   of voters and letters: promises received earlier change nothing outside its own role;
 * answers that only matter at once are received at once: a refusal of, or the answer to, a beat or
-  Prepare that a leader or candidate sends again now ("asks").
+  Prepare that a leader or candidate sends again now ("asks");
+* who answers a Prepare or Fetch without any change of its own answers at once (a letter more
+  forbids nothing), and a promise is cut to the slots its candidate still asks for, which is what
+  the voter would answer to that (two promises of a voter under one ballot tell the same).
 
 **Letters that no longer matter** are dropped, so that states that differ in them alone are one: a
 Prepare, Fetch or Fetched whose candidate no longer stands (to receive it could only forbid);
 otherwise a letter that every voter it is for, in memory and as it would recover, is past: the
 ballot is below its promise, the slots are fixed or held at that ballot and the tip is old news;
 and only if ``step``, when asked, agrees that the letter changes nothing. The last clause keeps
-the search honest about a broken core, which may take what it should be past."""
+the search honest about a broken core, which may take what it should be past.
+
+**Heartbeats** are kept and received like all letters, but are a third book: states that differ in
+them alone are one. What a beat teaches (slots up to n are fixed, with what is held there) catch-up
+to n teaches as well, with the same state after it; otherwise a beat only ends roles. The same view
+was taken when the protocol was checked in TLA+.
+"""
 
 from __future__ import annotations
 
