@@ -26,9 +26,9 @@ COMPLETE = [
 ]
 """Walked to the end."""
 WITHIN: list[tuple[Bounds, int]] = [
-    (Bounds((A, B, C), slots=2), 10),
-    (Bounds((A, B, A), slots=2), 9),
-    (Bounds((A, B, B), slots=2), 9),
+    (Bounds((A, B, C), slots=2), 9),
+    (Bounds((A, B, A), slots=2), 8),
+    (Bounds((A, B, B), slots=2), 8),
 ]
 """Walked to this many actions."""
 
@@ -137,12 +137,11 @@ def disks_and_logs(bounds: Bounds) -> set[object]:
     return found
 
 
-@pytest.mark.parametrize(("owners", "at_least"), [((A, B), 300), ((A, B, A), 1_000)], ids=str)
-def test_only_a_leader_gains_by_running_ahead_of_its_disk(owners, at_least):
+def test_only_a_leader_gains_by_running_ahead_of_its_disk():
     """The reduction ``lag="leader"``: no other disks and logs are reached without it."""
-    few = disks_and_logs(Bounds(owners, slots=1))
-    assert few == disks_and_logs(Bounds(owners, slots=1, lag="all"))
-    assert len(few) > at_least
+    few = disks_and_logs(Bounds((A, B), slots=1))
+    assert few == disks_and_logs(Bounds((A, B), slots=1, lag="all"))
+    assert len(few) > 300
 
 
 # --- the search can fail ----------------------------------------------------------------------
