@@ -911,7 +911,10 @@ class Model:
     def _moved(self, voter: int, memory: State, letter: Letter) -> bool:
         """Does step change anything when it gets this letter?"""
         event = Receive(letter.sender, INCARNATION, 1, letter.message)
-        after, _ = self.step(voter, memory, event)
+        try:
+            after, _ = self.step(voter, memory, event)
+        except Violation:
+            return True  # as above
         return self.plain(after) != memory
 
     # --- states -------------------------------------------------------------------------------
@@ -1088,7 +1091,10 @@ class Model:
         if found is None:
             found = 0
             if self.addressed[self.locals.things[number].voter] >> letter & 1:
-                outcomes = self.receive(number, letter)
+                try:
+                    outcomes = self.receive(number, letter)
+                except Violation:
+                    return 0  # it is raised again, with its schedule, when the letter is received
                 if len(outcomes) == 1 and outcomes[0].local == number:
                     found = outcomes[0].letters
             self.answers[key] = found
