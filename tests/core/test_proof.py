@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from trex_core import proof
 from trex_core.messages import NO_BALLOT, StreamRun, StreamTip, VoterDigest
 from trex_core.proof import ContradictionError, Proof, tip_of
-from trex_core.state import chain_run, chain_start
+from trex_core.state import FixedRun, chain_run, chain_start
 
 VALUES = tuple(b"\x97value %d" % slot for slot in range(1, 101))
 CHAINS = (chain_start(bytes(16)), *chain_run(chain_start(bytes(16)), 1, VALUES))
@@ -213,3 +213,48 @@ def test_what_was_delivered_is_forgotten_and_nothing_else(steps):
         (4, 30), (6, 9), (8, 9),
     ]  # fmt: skip
     assert one.proof._slots == 27 + 4 + 2
+
+
+# --- what is remembered -----------------------------------------------------------------------
+
+
+def delivered(first, last):
+    return FixedRun(first, CHAINS[first - 1], VALUES[first - 1 : last], CHAINS[first : last + 1])
+
+
+def test_a_tip_that_contradicts_what_was_delivered_is_evidence_too():
+    one = Believer()
+    one.hear(run(1, 20, 20), tips=[20])
+    one.proof.delivered(delivered(1, 20))
+    with pytest.raises(ContradictionError, match="slot 7") as caught:
+        one.proof.tip(tip_of(tip(7, 2, b"e" * 32)))
+    assert [each.slot for each in caught.value.tips] == [20, 7]
+    assert caught.value.chain == CHAINS[7]
+
+
+def test_without_a_tip_above_it_what_is_held_itself_is_the_evidence():
+    one = Believer()
+    one.proof.delivered(delivered(1, 20))
+    with pytest.raises(ContradictionError) as caught:
+        one.proof.tip(tip_of(tip(7, 2, b"e" * 32)))
+    mine = caught.value.tips[0]
+    assert (mine.voter, mine.slot, mine.chain, mine.signature) == (0, 7, CHAINS[7], b"")
+
+
+def test_the_highest_tip_within_a_range_is_found_and_the_newest_is_known():
+    one = Believer()
+    assert one.proof.newest is None and one.proof.tip_within(1, 100) is None
+    for slot in (30, 50, 40):
+        assert one.proof.tip(tip_of(tip(slot)))
+    assert one.proof.newest == tip_of(tip(50))
+    assert one.proof.tip_within(31, 49) == tip_of(tip(40))
+    assert one.proof.tip_within(1, 100) == tip_of(tip(50))
+    assert one.proof.tip_within(51, 100) is None
+
+
+def test_tips_remembered_are_bounded(monkeypatch):
+    monkeypatch.setattr(proof, "TIPS_MAX", 5)
+    one = Believer()
+    for slot in range(1, 20):
+        assert one.proof.tip(tip_of(tip(slot)))
+    assert sorted(one.proof._tips) == [15, 16, 17, 18, 19]

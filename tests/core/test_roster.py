@@ -22,6 +22,7 @@ from trex_core.roster import (
     VERSION_BYTES_MAX,
     Reporter,
     Roster,
+    helper_address,
     mean_interval_ms,
     report_interval_ms,
     sane,
@@ -277,3 +278,16 @@ def test_what_no_listener_sends_is_told_apart(wrong):
     assert sane(report())
     assert sane(bad(stored=-1))
     assert not sane(wrong)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1.2.3.4", "1.2.3.4:0", "1.2.3.4:65536", "1.2.3:5", "1.2.3.256:5", "a.b.c.d:5",
+             "1.2.3.4:", ":5", "1.2.3.4:+5", "\u0661.2.3.4:5", "1.2.3.4:5 ", "0001.2.3.4:5", "x" * 30]
+)  # fmt: skip
+def test_where_nobody_can_help_is_no_address(text):
+    assert helper_address(text) is None
+
+
+def test_where_a_listener_helps():
+    assert helper_address("127.0.0.1:65535") == ("127.0.0.1", 65535)
+    assert helper_address("255.255.255.255:1") == ("255.255.255.255", 1)

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
+from msgspec.structs import replace
 
 from trex_core import wire
-from trex_core.messages import DATAGRAM_BYTES_MAX, Ballot
+from trex_core.messages import DATAGRAM_BYTES_MAX, NO_BALLOT, Ballot, SnapshotOffer
 from trex_core.seal import (
     KEY_BYTES,
     KEYS_MAX,
@@ -402,3 +403,30 @@ def test_words_are_no_tip_and_a_tip_no_words():
     assert not known.words(3, b"I follow", signature)
     assert not known.words(4, b"I lead", signature)
     assert not known.tip(3, BALLOT, 9, CHAIN, signature)
+
+
+def test_an_offer_of_a_snapshot_is_signed_whole():
+    signer = Signer(bytes(range(32)), CLUSTER, 3)
+    verifier = Verifier({3: signer.public, 4: Signer(bytes(32), CLUSTER, 4).public}, CLUSTER)
+    offer = signer.offer(SnapshotOffer(7, b"c" * 32, 100, b"d" * 32))
+    assert verifier.offer(offer)
+    for wrong in (
+        replace(offer, slot=8),
+        replace(offer, chain=b"e" * 32),
+        replace(offer, size_bytes=101),
+        replace(offer, digest=b"e" * 32),
+        replace(offer, signer=4),
+        replace(offer, signer=9),
+        replace(offer, signature=bytes(64)),
+        replace(offer, chain=b"short"),
+        replace(offer, digest=b""),
+        replace(offer, slot=-1),
+    ):
+        assert not verifier.offer(wrong), wrong
+
+
+def test_a_tip_signed_for_catch_up_names_no_leader():
+    signer = Signer(bytes(range(32)), CLUSTER, 3)
+    tip = signer.signed_tip(7, b"c" * 32)
+    assert (tip.voter, tip.ballot) == (3, NO_BALLOT)
+    assert Verifier({3: signer.public}, CLUSTER).tip(3, NO_BALLOT, 7, b"c" * 32, tip.signature)
