@@ -301,7 +301,7 @@ def test_only_the_voter_asked_is_heard_in_a_catch_up() -> None:
     one = Driven()
     one.take(CatchupIn(1, entries(1, 2, 2), 0))  # nobody was asked
     one.take(StreamIn(1, tip(2900), 0))
-    asked = one.catchup[0].voter
+    asked = one.catchup[0].helper
     other = next(voter for voter in CONFIG.voters if voter != asked)
     before = one.state
     one.take(CatchupIn(other, entries(1, 1500, 2900), 1))
@@ -312,13 +312,13 @@ def test_only_the_voter_asked_is_heard_in_a_catch_up() -> None:
 def test_a_catch_up_of_another_chain_is_asked_for_elsewhere() -> None:
     one = Driven()
     one.take(StreamIn(1, tip(2900), 0))
-    asked = one.catchup[0].voter
+    asked = one.catchup[0].helper
     forged = CatchupEntries(1, b"x" * 32, VALUES[:5], 2900, CHAINS[2900])
     one.take(CatchupIn(asked, forged, 1))
-    assert not one.delivered and one.state.catching.voter == 0
+    assert not one.delivered and one.state.catching.helper == 0
     assert one.wake_ms is not None
     one.take(Clock(one.wake_ms))
-    assert one.catchup[-1].voter != asked
+    assert one.catchup[-1].helper != asked
 
 
 def test_a_snapshot_of_what_is_known_changes_nothing() -> None:
@@ -335,9 +335,9 @@ def test_a_stream_that_speaks_again_ends_a_catch_up_that_waits() -> None:
     one = Driven()
     one.take(Clock(0))
     one.take(Clock(CONFIG.silence_ms))
-    asked = one.catchup[0].voter
+    asked = one.catchup[0].helper
     one.take(StreamIn(1, run(1, 1), CONFIG.silence_ms + 1))
-    assert one.state.catching.voter == asked, "who was asked will answer"
+    assert one.state.catching.helper == asked, "who was asked will answer"
     one.take(CatchupFailed(asked, CONFIG.silence_ms + 2))
     assert one.state.catching is None and len(one.catchup) == 1
 
