@@ -313,7 +313,7 @@ def test_a_catch_up_of_another_chain_is_asked_for_elsewhere() -> None:
     one = Driven()
     one.take(StreamIn(1, tip(2900), 0))
     asked = one.catchup[0].helper
-    forged = CatchupEntries(1, b"x" * 32, VALUES[:5], 2900, CHAINS[2900])
+    forged = CatchupEntries(1, b"x" * 32, VALUES[:5], signed(5), signed(2900))
     one.take(CatchupIn(asked, forged, 1))
     assert not one.delivered and one.state.catching.helper == 0
     assert one.wake_ms is not None
