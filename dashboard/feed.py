@@ -674,6 +674,9 @@ class _Tape:
     def done(self, slot: int) -> None:
         """A recording holds only what was proven."""
 
+    def begin(self, slot: int, chain: bytes) -> None:
+        """A recording does not contradict itself."""
+
     def delivered(self, run: FixedRun) -> None:
         """Nobody is there to be helped."""
 

@@ -348,6 +348,7 @@ class Listener:
         self._network = network
         self._source = network.stream(self.counters)
         self._archives = network.archives(self.counters, self._revoked)
+        self._source.begin(self._learned.slot, self._chain)
 
     # --- what it shows ----------------------------------------------------------------------
 
@@ -721,6 +722,7 @@ class Listener:
                 changes = _difference(self._state, jump.state)
             self._state, self._sessions = jump.state, jump.sessions
             self._genesis, self._chain = jump.genesis, jump.chain
+            self._source.begin(jump.slot, jump.chain)
             self._ring, self._ring_changes = None, []
             self._window.add(Reset(before, jump.slot, changes), 0)
             self._window.applied = jump.slot
@@ -972,8 +974,8 @@ async def open_listener(
 
 
 def keep_evidence(directory: Path | None, error: ContradictionError) -> None:
-    """Write the two tips that contradict each other where the listener keeps its store, for
-    whoever must find out."""
+    """Write the slot, its two chains and the tips that were signed where the listener keeps its
+    store, for whoever must find out."""
     tips = [
         {
             "voter": tip.voter,
@@ -984,13 +986,21 @@ def keep_evidence(directory: Path | None, error: ContradictionError) -> None:
         }
         for tip in error.tips
     ]
-    _log.error("listener.contradiction", extra={"trex_fields": {"why": str(error), "tips": tips}})
+    evidence = {
+        "slot": error.slot,
+        "chain_held": error.chains[0].hex(),
+        "chain_signed": error.chains[1].hex(),
+        "tips": tips,
+    }
+    _log.error("listener.contradiction", extra={"trex_fields": {"why": str(error), **evidence}})
     if directory is None:
         return
-    with (directory / EVIDENCE_FILE).open("wb") as file:
-        file.write(msgspec.json.encode(tips) + b"\n")
+    draft = directory / f".{EVIDENCE_FILE}"
+    with draft.open("wb") as file:
+        file.write(msgspec.json.encode(evidence) + b"\n")
         file.flush()
         os.fsync(file.fileno())
+    draft.replace(directory / EVIDENCE_FILE)
 
 
 @cache

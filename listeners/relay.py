@@ -46,7 +46,8 @@ from trex_core.wire import (
 )
 
 CONNECTIONS_MAX: Final = 8
-"""Most others served at a time; further ones wait in the kernel's queue."""
+"""Most others served at a time; further ones are sent elsewhere. Who has not proven who he is takes
+no place, and HANDSHAKE_S times HANDSHAKES_PER_S bounds how many of them there are."""
 HANDSHAKES_PER_S: Final = 50
 """Most TLS handshakes begun in a second: each costs some 1.5 ms, and anybody can ask for one."""
 HANDSHAKE_S: Final = 5.0
@@ -58,6 +59,8 @@ WRITE_S: Final = 10.0
 """Seconds within which an answer must have been taken."""
 BYTES_PER_S: Final = 16 << 20
 """Most bytes a second of all answers together."""
+ANSWER_S: Final = 0.002
+"""Least time between two answers: to find what to say costs some of it."""
 REQUEST_BYTES_MAX: Final = 4096
 """Largest body of a request, in bytes."""
 ACCEPT_AGAIN_S: Final = 0.1
@@ -113,6 +116,7 @@ class Relay:
         self._trust = trust
         self._counters = counters
         self._pace = asyncio.Lock()
+        self._served = 0
         self._socket = socket.create_server((cluster.stream.interface, 0), backlog=64)
         self._socket.setblocking(False)
         host, port = self._socket.getsockname()
@@ -126,19 +130,15 @@ class Relay:
     async def serve(self, revoked: Revoked) -> None:
         """Serve until cancelled."""
         loop = asyncio.get_running_loop()
-        room = asyncio.Semaphore(CONNECTIONS_MAX)
         async with asyncio.TaskGroup() as tasks:
             while True:
-                await room.acquire()
                 try:
                     sock, _ = await loop.sock_accept(self._socket)
                 except OSError:
                     self._counters["relay_accept_failed"] += 1
-                    room.release()
                     await asyncio.sleep(ACCEPT_AGAIN_S)
                     continue
-                task = tasks.create_task(self._serve(sock, revoked))
-                task.add_done_callback(lambda _: room.release())
+                tasks.create_task(self._serve(sock, revoked))
                 await asyncio.sleep(1 / HANDSHAKES_PER_S)
 
     async def _serve(self, sock: socket.socket, revoked: Revoked) -> None:
@@ -160,7 +160,12 @@ class Relay:
             sock.close()
             return
         writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+        self._served += 1
         try:
+            if self._served > CONNECTIONS_MAX:
+                self._counters["relay_too_many"] += 1
+                await self._send(writer, AskOther(0, "too many others are served here"))
+                return
             await self._converse(reader, writer, revoked)
         except ConfigError:
             self._counters["relay_denied"] += 1
@@ -171,6 +176,7 @@ class Relay:
         except (OSError, asyncio.IncompleteReadError, ssl.SSLError):
             self._counters["relay_broken"] += 1
         finally:
+            self._served -= 1
             transport.abort()
             with suppress(OSError):
                 await writer.wait_closed()
@@ -188,19 +194,22 @@ class Relay:
                 return
             if holder.grant.role not in HELPED_ROLES or holder.serial in revoked():
                 self._counters["relay_denied"] += 1
-                answer: CatchupMessage = AskOther(0, f"a {holder.grant.role} has no business here")
-            else:
-                answer = answer_to(message, self._trust)
-            data = frame(self._identity, Channel.CATCHUP, encode_body(answer))
+                why = f"a {holder.grant.role} has no business here"
+                await self._send(writer, AskOther(0, why))
+                return
+            answer = answer_to(message, self._trust)
             self._counters["relay_answers"] += 1
-            self._counters["relay_slots"] += (
-                len(answer.values) if isinstance(answer, CatchupEntries) else 0
-            )
-            async with self._pace:
-                await asyncio.sleep(len(data) / BYTES_PER_S)
-            writer.write(data)
-            async with asyncio.timeout(WRITE_S):
-                await writer.drain()
+            if isinstance(answer, CatchupEntries):
+                self._counters["relay_slots"] += len(answer.values)
+            await self._send(writer, answer)
+
+    async def _send(self, writer: asyncio.StreamWriter, answer: CatchupMessage) -> None:
+        data = frame(self._identity, Channel.CATCHUP, encode_body(answer))
+        async with self._pace:
+            await asyncio.sleep(len(data) / BYTES_PER_S + ANSWER_S)
+        writer.write(data)
+        async with asyncio.timeout(WRITE_S):
+            await writer.drain()
 
     async def _receive(self, reader: asyncio.StreamReader) -> CatchupMessage | None:
         try:

@@ -156,6 +156,11 @@ class Stream(Protocol):
         """Everything up to ``slot`` was delivered; a hint, to forget what is no longer needed."""
         ...
 
+    def begin(self, slot: int, chain: bytes) -> None:
+        """All up to ``slot``, where the chain is ``chain``, is held already; a hint, to notice
+        what contradicts it."""
+        ...
+
     def delivered(self, run: FixedRun) -> None:
         """``run`` was delivered; a hint, to help others with it."""
         ...
@@ -503,6 +508,10 @@ class Source:
         """Everything up to ``slot`` was delivered."""
         self.trust.proof.done(slot)
 
+    def begin(self, slot: int, chain: bytes) -> None:
+        """All up to ``slot`` is held already."""
+        self.trust.proof.begin(slot, chain)
+
     def delivered(self, run: FixedRun) -> None:
         """``run`` was delivered."""
         self.trust.delivered(run)
@@ -534,8 +543,12 @@ class Source:
         if runs or anchors:
             proven += self.trust.proof.proven(runs, anchors)
         # The newest tip proves all runs before it, up to the first that was lost; the newest
-        # before that proves what is before, and so on.
-        runs.sort(key=lambda each: each[1].tip_slot, reverse=True)
+        # before that proves what is before, and so on. Where there is more than is looked at, it
+        # is drawn: a forger would claim the highest.
+        if len(runs) > TIPS_TRIED_MAX:
+            random.shuffle(runs)
+        else:
+            runs.sort(key=lambda each: each[1].tip_slot, reverse=True)
         proof = self.trust.proof
         unproven = (run for _, run in runs if proof.waits(run) and self.trust.may_verify())
         for run in islice(unproven, TIPS_TRIED_MAX):

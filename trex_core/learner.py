@@ -405,8 +405,13 @@ class _Turn:
             self.on_catchup_failed(helper)  # it knows no more than we do
         elif helper <= VOTER_ID_MAX:
             self.ask(helper, 0)
-        else:  # a voter's turn: a listener may be slow on purpose
-            self.set(catching=CatchingUp(0, self.now, catching.attempt + 1))
+        else:
+            self.voters_turn()
+
+    def voters_turn(self) -> None:
+        """After one answer of a listener, for it may be slow on purpose."""
+        attempt = self.state.catching.attempt if self.state.catching else 0
+        self.set(catching=CatchingUp(0, self.now, attempt + 1))
 
     def on_catchup_failed(self, helper: int) -> None:
         catching = self.state.catching
@@ -425,8 +430,10 @@ class _Turn:
             self.take_kept()
         if self.state.slot >= self.state.tip:
             self.set(catching=None)
-        elif helper:
+        elif 0 < helper <= VOTER_ID_MAX:
             self.ask(helper, 0)
+        elif helper:
+            self.voters_turn()
 
     # --- what is missing --------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from trex_core.messages import NO_BALLOT, Ballot, SignedTip, StreamRun, StreamTip
+from trex_core.messages import Ballot, SignedTip, StreamRun, StreamTip
 from trex_core.state import FixedRun, chain_run
 
 PENDING_SLOTS_MAX: Final = 8192
@@ -34,18 +34,19 @@ Verify = Callable[[int, Ballot, int, bytes, bytes], bool]
 
 
 class ContradictionError(Exception):
-    """Two voters (or one, twice) signed what cannot both be: ``tips`` are the evidence. Their slots
-    are the same, or the first is above and the chain to it leads through ``chain`` at the slot of
-    the second. What is applied may be wrong; nothing more can be believed."""
+    """What voters signed cannot all be, or not beside what is held: ``slot`` would have both
+    ``chains``, the one held first. ``tips`` are the evidence: they are at that slot, or the chain
+    to them leads through it. What is applied may be wrong; nothing more can be believed."""
 
-    def __init__(self, first: SignedTip, second: SignedTip, chain: bytes) -> None:
+    def __init__(self, slot: int, chains: tuple[bytes, bytes], tips: tuple[SignedTip, ...]) -> None:
+        signed = ", ".join(f"voter {tip.voter} for slot {tip.slot}" for tip in tips)
         super().__init__(
-            f"slot {second.slot} has chain {chain.hex()} by what voter {first.voter} signed for "
-            f"slot {first.slot}, and {second.chain.hex()} by what voter {second.voter} signed: the "
-            "cluster contradicts itself"
+            f"slot {slot} has chain {chains[0].hex()} and chain {chains[1].hex()}, by what was "
+            f"signed by {signed}: the cluster contradicts itself, or what is stored here"
         )
-        self.tips = (first, second)
-        self.chain = chain
+        self.slot = slot
+        self.chains = chains
+        self.tips = tips
 
 
 def tip_of(message: StreamRun | StreamTip) -> SignedTip:
@@ -96,6 +97,11 @@ class Proof:
             for key in [key for key in covering.get(last, ()) if self._waiting[key].last <= slot]:
                 self._drop(key)
 
+    def begin(self, slot: int, chain: bytes) -> None:
+        """All up to ``slot``, where the chain is ``chain``, is held already: from a store or a
+        snapshot. What voters sign must agree with it."""
+        self._anchor(slot, chain)
+
     def delivered(self, run: FixedRun) -> None:
         """``run`` was delivered: proven, so its chains are what every later tip must agree with."""
         for slot, chain in enumerate(run.chains, run.first):
@@ -110,7 +116,7 @@ class Proof:
             self._count("dropped_signature")
             return False
         if known is not None and known.chain != tip.chain:
-            raise ContradictionError(known, tip, known.chain)
+            raise ContradictionError(tip.slot, (known.chain, tip.chain), (known, tip))
         self.compare(tip.slot, tip.chain, tip)
         if known is None:
             if len(self._tips) >= TIPS_MAX:
@@ -123,12 +129,16 @@ class Proof:
     def compare(self, slot: int, chain: bytes, tip: SignedTip) -> None:
         """Verified ``tip`` says, of itself or through the chain to it, that ``slot`` has ``chain``.
         Raises :class:`ContradictionError` if something else is proven there."""
-        proven = self._anchors.get(slot)
-        if proven is None or proven == chain:
+        held = self._anchors.get(slot)
+        if held is None or held == chain:
             return
-        above = [each for each in self._tips if each >= slot]
-        first = self._tips[min(above)] if above else SignedTip(slot, proven, NO_BALLOT, 0, b"")
-        raise ContradictionError(first, tip, proven)
+        other = self._tip_from(slot)
+        tips = (tip,) if other is None or other == tip else (other, tip)
+        raise ContradictionError(slot, (held, chain), tips)
+
+    def _tip_from(self, slot: int) -> SignedTip | None:
+        above = min((each for each in self._tips if each >= slot), default=None)
+        return self._tips[above] if above is not None else None
 
     def tip_within(self, first: int, last: int) -> SignedTip | None:
         """The highest verified tip for a slot from ``first`` to ``last``; None: there is none."""
@@ -194,7 +204,11 @@ class Proof:
 
     def _anchor(self, slot: int, chain: bytes) -> bool:
         """Remember that the chain at ``slot`` is ``chain``; whether that is news."""
-        if slot in self._anchors:
+        held = self._anchors.get(slot)
+        if held is not None:
+            if held != chain:  # both are proven
+                tip = self._tip_from(slot)
+                raise ContradictionError(slot, (held, chain), (tip,) if tip is not None else ())
             return False
         if len(self._anchors) >= ANCHORS_MAX:
             del self._anchors[next(iter(self._anchors))]

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from trex_core.messages import ListenerDigest, ListenerReport, ListenerSeen
+from trex_core.messages import VOTER_ID_MAX, ListenerDigest, ListenerReport, ListenerSeen
 from trex_core.wire import encode_body
 
 REPORT_MS_MIN: Final = 2_000
@@ -73,7 +73,7 @@ def sane(report: ListenerReport) -> bool:
     return (
         0 < len(report.name.encode(errors="replace")) <= NAME_BYTES_MAX
         and len(report.version.encode(errors="replace")) <= VERSION_BYTES_MAX
-        and (not report.helps or helper_address(report.helps) is not None)
+        and (not report.helps or _could_help(report))
         and report.stored >= -1
         and min(_numbers(report)) >= 0
         and max(report.stored, *_numbers(report)) <= _NUMBER_MAX
@@ -90,6 +90,10 @@ def helper_address(text: str) -> tuple[str, int] | None:
     if not good or not port.isdigit() or not 0 < int(port) < 65536:
         return None
     return host, int(port)
+
+
+def _could_help(report: ListenerReport) -> bool:
+    return report.instance > VOTER_ID_MAX and helper_address(report.helps) is not None
 
 
 def _numbers(report: ListenerReport) -> tuple[int, ...]:

@@ -7,6 +7,8 @@ refused.  It is replicated state: every replica folds the same values in the sam
 Rules (source: Raft dissertation §6.3, made FIFO):
 
 - A session is named by the slot of its OPEN; its commands are numbered 1, 2, 3 ...
+- It belongs to whoever opened it: the leader writes their name into the OPEN, and asks
+  :func:`why_not_owner` before it proposes anything in a session.
 - A command is applied only if its number is exactly the next one.  A lower one gets the first
   result again (or FORGOTTEN once the client acknowledged it); a higher one gets GAP.
 - SKIP uses up a number without a command; if the command was applied after all, it gets the
@@ -53,13 +55,14 @@ class Delivered(msgspec.Struct, frozen=True, gc=False):
 class Session(msgspec.Struct, frozen=True, array_like=True):
     """One open session: the sequence expected ``next``, the lowest one the client has no answer
     to, the results of the sequences ``next - len(results)`` .. ``next - 1``, the last slot that
-    used the session, and the bytes of the results kept."""
+    used the session, the bytes of the results kept, and the name of who opened it (UTF-8)."""
 
     next: int
     unanswered: int
     results: tuple[Result, ...]
     used_slot: int
     result_bytes: int = 0
+    owner: bytes = b""
 
 
 class Sessions(msgspec.Struct, frozen=True):
@@ -100,6 +103,14 @@ def next_sequence(sessions: Sessions, session_id: int) -> int:
     return session.next if session is not None else 0
 
 
+def why_not_owner(sessions: Sessions, session_id: int, owner: bytes) -> str:
+    """Why ``owner`` may do nothing in that session; "" if it may, or the session is not open."""
+    session = sessions.open.get(session_id)
+    if session is None or session.owner == owner:
+        return ""
+    return f"session {session_id} was opened by somebody else"
+
+
 def deliver(
     sessions: Sessions, slot: int, value: Value, apply: Apply
 ) -> tuple[Sessions, Delivered | None]:
@@ -118,7 +129,9 @@ def deliver(
             status, body = apply(slot, value.command)
             return sessions, Delivered(slot, status, body)
         case Kind.OPEN:
-            return _opened(sessions, slot), Delivered(slot, OutcomeStatus.APPLIED, b"")
+            return _opened(sessions, slot, value.command), Delivered(
+                slot, OutcomeStatus.APPLIED, b""
+            )
         case Kind.CLOSE:
             if value.session not in sessions.open:
                 return sessions, Delivered(slot, OutcomeStatus.SESSION_EXPIRED, b"")
@@ -180,15 +193,16 @@ def _trimmed(
     while result_bytes > SESSION_RESULT_BYTES_MAX and drop < len(results) - 1:
         result_bytes -= len(results[drop][2])
         drop += 1
-    return Session(expected, unanswered, results[drop:] if drop else results, slot, result_bytes)
+    kept = results[drop:] if drop else results
+    return Session(expected, unanswered, kept, slot, result_bytes, before.owner)
 
 
-def _opened(sessions: Sessions, slot: int) -> Sessions:
+def _opened(sessions: Sessions, slot: int, owner: bytes) -> Sessions:
     opened, oldest = sessions.open, sessions.oldest
     if len(opened) >= SESSIONS_MAX:
         victim, oldest = _unused_longest(opened, oldest)
         opened = opened.delete(victim)
-    return Sessions(opened.set(slot, Session(1, 1, (), slot)), oldest)
+    return Sessions(opened.set(slot, Session(1, 1, (), slot, 0, owner)), oldest)
 
 
 def _unused_longest(

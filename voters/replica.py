@@ -15,7 +15,14 @@ from trex_core.machine import GuardedMachine, Machine
 from trex_core.messages import Genesis, decode_value
 from trex_core.metadata.commands import why_inadmissible
 from trex_core.metadata.state import MetadataMachine
-from trex_core.sessions import NO_SESSIONS, Delivered, Sessions, deliver, next_sequence
+from trex_core.sessions import (
+    NO_SESSIONS,
+    Delivered,
+    Sessions,
+    deliver,
+    next_sequence,
+    why_not_owner,
+)
 from trex_core.snapshot import Snapshot, encode_snapshot
 from trex_core.state import FixedRun
 
@@ -78,6 +85,10 @@ class Replica:
     def query(self, query: bytes) -> bytes:
         """Ask the machine. Raises ``QueryFailed``."""
         return self._guard.query(query)
+
+    def why_not_owner(self, session: int, owner: bytes) -> str:
+        """Why ``owner`` may do nothing in ``session``; "" if it may."""
+        return why_not_owner(self.sessions, session, owner)
 
     def next_sequence(self, session: int) -> bytes:
         """The encoded number of the sequence that ``session`` expects next, 0 if not open."""

@@ -732,6 +732,16 @@ class Voter:
                 detail = f"kind {submit.kind} cannot be submitted"
                 self._refuse(client, submit.id, RefusalReason.MALFORMED, detail)
                 continue
+            owner = client.holder.grant.name.encode()
+            if submit.kind != Kind.OPEN:
+                # An OPEN that is under way is nobody's yet; one that is not proposed expires.
+                if self.replica.applied < submit.session < role.next_slot + len(values):
+                    detail = f"slot {submit.session}, which would open it, is not applied here yet"
+                    self._refuse(client, submit.id, RefusalReason.BUSY, detail)
+                    continue
+                if why := self.replica.why_not_owner(submit.session, owner):
+                    self._refuse(client, submit.id, RefusalReason.UNAUTHORIZED, why)
+                    continue
             if submit.kind == Kind.COMMAND and (
                 detail := self.replica.why_inadmissible(submit.command)
             ):
@@ -744,7 +754,7 @@ class Voter:
                 submit.session,
                 submit.sequence,
                 submit.unanswered,
-                submit.command,
+                owner if submit.kind == Kind.OPEN else submit.command,
             )
             values.append(encode_value(value))
             waiting.append((client, submit.id))
@@ -854,6 +864,10 @@ class Voter:
                 case Query():
                     self._answer_query(read.client, read.request)
                 case SessionQuery(id=request_id, session=session):
+                    owner = read.client.holder.grant.name.encode()
+                    if why := self.replica.why_not_owner(session, owner):
+                        self._refuse(read.client, request_id, RefusalReason.UNAUTHORIZED, why)
+                        continue
                     body = self.replica.next_sequence(session)
                     read.client.reply(Answer(request_id, self.replica.applied, body))
                 case Renew(id=request_id):

@@ -496,3 +496,17 @@ def test_a_listener_says_nothing_of_who_lives_and_leads() -> None:
     assert (one.state.heard, one.state.heard_ms) == (before.heard, before.heard_ms)
     one.take(StreamIn(0, run(2, 2), 500))
     assert one.counters["stranger"] == 1 and len(one.delivered) == 1
+
+
+def test_a_snapshot_offered_by_a_listener_is_one_answer_too() -> None:
+    one = Driven()
+    one.take(HelperHeard(KIND[0], True, 0))
+    one.take(StreamIn(1, tip(2900), 0))
+    now = 0
+    while one.catchup[-1].helper != KIND[0]:
+        one.take(CatchupFailed(one.catchup[-1].helper, now))
+        assert one.wake_ms is not None
+        now = one.wake_ms
+        one.take(Clock(now))
+    one.take(Installed(100, CHAINS[100], now))
+    assert one.catchup[-1].helper in CONFIG.voters and one.catchup[-1].first == 101

@@ -229,7 +229,7 @@ def test_a_tip_that_contradicts_what_was_delivered_is_evidence_too():
     with pytest.raises(ContradictionError, match="slot 7") as caught:
         one.proof.tip(tip_of(tip(7, 2, b"e" * 32)))
     assert [each.slot for each in caught.value.tips] == [20, 7]
-    assert caught.value.chain == CHAINS[7]
+    assert (caught.value.slot, caught.value.chains) == (7, (CHAINS[7], b"e" * 32))
 
 
 def test_without_a_tip_above_it_what_is_held_itself_is_the_evidence():
@@ -237,8 +237,20 @@ def test_without_a_tip_above_it_what_is_held_itself_is_the_evidence():
     one.proof.delivered(delivered(1, 20))
     with pytest.raises(ContradictionError) as caught:
         one.proof.tip(tip_of(tip(7, 2, b"e" * 32)))
-    mine = caught.value.tips[0]
-    assert (mine.voter, mine.slot, mine.chain, mine.signature) == (0, 7, CHAINS[7], b"")
+    assert caught.value.tips == (tip_of(tip(7, 2, b"e" * 32)),)
+    assert caught.value.chains == (CHAINS[7], b"e" * 32)
+
+
+def test_a_signed_past_that_is_another_than_the_one_held_is_noticed_through_the_chain():
+    one = Believer()
+    one.proof.begin(4, b"e" * 32)
+    with pytest.raises(ContradictionError, match="slot 4") as caught:
+        one.hear(run(5, 9), tips=[9])
+    assert caught.value.chains == (b"e" * 32, CHAINS[4])
+    assert caught.value.tips == (tip_of(tip(9)),)
+    same = Believer()
+    same.proof.begin(4, CHAINS[4])
+    assert sorted(slots(same.hear(run(5, 9), tips=[9]))) == [5, 6, 7, 8, 9]
 
 
 def test_the_highest_tip_within_a_range_is_found_and_the_newest_is_known():

@@ -282,7 +282,8 @@ def test_what_no_listener_sends_is_told_apart(wrong):
 
 @pytest.mark.parametrize(
     "text", ["", "1.2.3.4", "1.2.3.4:0", "1.2.3.4:65536", "1.2.3:5", "1.2.3.256:5", "a.b.c.d:5",
-             "1.2.3.4:", ":5", "1.2.3.4:+5", "\u0661.2.3.4:5", "1.2.3.4:5 ", "0001.2.3.4:5", "x" * 30]
+             "1.2.3.4:", ":5", "1.2.3.4:+5", "\u0661.2.3.4:5", "1.2.3.4:5 ",
+             "0001.2.3.4:5", "x" * 30]
 )  # fmt: skip
 def test_where_nobody_can_help_is_no_address(text):
     assert helper_address(text) is None
@@ -291,3 +292,13 @@ def test_where_nobody_can_help_is_no_address(text):
 def test_where_a_listener_helps():
     assert helper_address("127.0.0.1:65535") == ("127.0.0.1", 65535)
     assert helper_address("255.255.255.255:1") == ("255.255.255.255", 1)
+
+
+def test_a_helper_has_a_name_that_no_voter_has():
+    fields = dict.fromkeys(("applied", "stored", "tip", "behind_ms"), 0)
+    for instance, good in ((0, False), (65535, False), (65536, True)):
+        report = ListenerReport(
+            "a", instance, **fields, ready=True, gaps=0, repairs=0, catchups=0, resets=0,
+            uptime_s=0, version="1", helps="127.0.0.1:9",
+        )  # fmt: skip
+        assert sane(report) is good

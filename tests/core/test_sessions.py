@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from trex_core import sessions as module
 from trex_core.machine import TooOld
-from trex_core.messages import Ballot, Kind, OutcomeStatus, Value
+from trex_core.messages import NO_BALLOT, Ballot, Kind, OutcomeStatus, Value
 from trex_core.sessions import (
     NO_SESSIONS,
     Delivered,
@@ -20,6 +20,7 @@ from trex_core.sessions import (
     encode_session,
     next_sequence,
     sessions_of,
+    why_not_owner,
 )
 
 APPLIED, FAILED = OutcomeStatus.APPLIED, OutcomeStatus.FAILED
@@ -254,3 +255,19 @@ def test_every_history_is_applied_once_in_order(history):
         assert session.next == len(firsts[which]) + 1
         assert len(session.results) == session.next - session.unanswered
         assert session.result_bytes == sum(len(body) for _, _, body in session.results)
+
+
+def applied(_slot, _command):
+    return OutcomeStatus.APPLIED, b"done"
+
+
+def test_a_session_is_its_openers_whatever_is_done_in_it():
+    sessions, _ = deliver(NO_SESSIONS, 7, Value(Kind.OPEN, NO_BALLOT, command=b"alice"), applied)
+    for sequence in (1, 2, 1, 9):
+        command = Value(Kind.COMMAND, NO_BALLOT, 0, 7, sequence, sequence, b"x")
+        sessions, _ = deliver(sessions, 10 + sequence, command, applied)
+        assert why_not_owner(sessions, 7, b"alice") == ""
+        assert "session 7" in why_not_owner(sessions, 7, b"mallory")
+        assert "session 7" in why_not_owner(sessions, 7, b"")
+    assert decode_session(encode_session(sessions.open[7])).owner == b"alice"
+    assert why_not_owner(sessions, 8, b"mallory") == "", "not open: it expired, and says so itself"

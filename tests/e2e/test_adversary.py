@@ -463,7 +463,9 @@ async def test_two_voters_tips_that_contradict_stop_a_listener_and_the_evidence_
             assert chains[1].hex() in line and chains[2].hex() in line
 
             evidence = place / "contradiction.json"
-            tips = json.loads(evidence.read_text())
+            told = json.loads(evidence.read_text())
+            tips = told["tips"]
+            assert told["slot"] == lie
             public = parse_keys((cluster.credentials("listener") / KEYS_FILE).read_text()).public
             verifier = Verifier(public, config.cluster_id_bytes)
             assert {tip["voter"]: bytes.fromhex(tip["chain"]) for tip in tips} == chains
@@ -483,7 +485,7 @@ async def test_two_voters_tips_that_contradict_stop_a_listener_and_the_evidence_
                 assert await anyio.to_thread.run_sync(again.wait, 30) == REFUSED
                 await anyio.to_thread.run_sync(again.wait_for_line, "^trex-listener: ", 10)
                 assert str(evidence) in ends_in(again.output)
-                assert json.loads(evidence.read_text()) == tips
+                assert json.loads(evidence.read_text()) == told
             evidence.unlink()
             for store in place.glob("store.duckdb*"):
                 store.unlink()

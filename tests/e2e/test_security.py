@@ -29,7 +29,7 @@ from listeners.credentials import Credentials as ListenerCredentials
 from tests.e2e.harness import Ledger, config_of, put, write_for_ever
 from trex_core.access import Grant
 from trex_core.credentials import KEYS_FILE, parse_keys
-from trex_core.messages import COMMAND_BYTES_MAX, SealTold
+from trex_core.messages import COMMAND_BYTES_MAX, Kind, SealTold, Submit
 from trex_core.metadata.commands import ConfigPut, MemberJoin, encode_command
 from trex_core.seal import PeerOpener, Sealer, Signer, StreamOpener
 from trex_core.wire import Channel, FrameError, Identity, frame
@@ -432,3 +432,25 @@ def test_what_holds_a_secret_does_not_show_it(three):
                 assert repr(secret)[2:-1] not in text, type(holder)
     key = (place / "node.key").read_text().splitlines()[1]
     assert key not in repr(holders) + str(holders)
+
+
+async def test_nobody_speaks_in_the_session_of_another(three):
+    """Or a number of it would be used up, and an acknowledged write be none."""
+    config = config_of(three)
+    for name in ("alice", "mallory"):
+        three.authority.issue(Grant(name, "writer"), three.credentials(name), 1)
+    async with (
+        open_driver(config, three.credentials("alice"), deadline_s=SOON_S) as alice,
+        open_driver(config, three.credentials("mallory"), deadline_s=SOON_S) as mallory,
+    ):
+        session = await alice.open_session()
+        assert await alice.next_sequence(session) == 1
+        with pytest.raises(Unauthorized, match="opened by somebody else"):
+            await mallory.next_sequence(session)
+        for kind in (Kind.COMMAND, Kind.SKIP, Kind.CLOSE):
+            command = encode_command(ConfigPut("a", "stolen")) if kind == Kind.COMMAND else b""
+            with pytest.raises(Unauthorized, match="opened by somebody else"):
+                await mallory._ask(
+                    lambda n, k=kind, c=command: Submit(n, k, session, 1, 1, c), None
+                )
+        assert await alice.next_sequence(session) == 1

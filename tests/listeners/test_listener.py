@@ -827,7 +827,7 @@ async def test_voters_that_contradict_each_other_stop_it_and_the_evidence_is_kep
             lie = StreamTip(BALLOT, False, last, b"e" * 32, DIGEST)
             backbone.send(backbone.signed(lie, 2), 2)
             await listener.wait_applied(last + 1, DEADLINE_S)
-    tips = msgspec.json.decode((tmp_path / "contradiction.json").read_bytes())
+    tips = msgspec.json.decode((tmp_path / "contradiction.json").read_bytes())["tips"]
     assert {tip["chain"] for tip in tips} == {(b"e" * 32).hex(), backbone.chains[last].hex()}
     with pytest.raises(ConfigError, match=r"contradiction\.json"):
         async with following(backbone, directory=tmp_path):

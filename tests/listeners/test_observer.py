@@ -234,6 +234,9 @@ class Tape:
     async def help(self, _revoked) -> None:
         pass
 
+    def begin(self, _slot, _chain) -> None:
+        pass
+
     def delivered(self, _run) -> None:
         pass
 

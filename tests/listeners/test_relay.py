@@ -10,6 +10,7 @@ from collections import Counter
 from contextlib import asynccontextmanager
 
 import anyio
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -34,6 +35,7 @@ from trex_core.messages import (
     SnapshotRequest,
     StreamRun,
     Value,
+    encode_value,
 )
 from trex_core.proof import ContradictionError, tip_of
 from trex_core.state import FixedRun, chain_next
@@ -157,7 +159,7 @@ async def test_what_contradicts_what_is_proven_stops_it(backbone):
     with pytest.raises(ContradictionError, match="slot 17") as told:
         trust.proof.tip(backbone.signer(2).signed_tip(17, lie))
     assert [tip.slot for tip in told.value.tips] == [30, 17]
-    assert told.value.chain == backbone.chains[17]
+    assert told.value.chains == (backbone.chains[17], lie)
     # A history of another past, rightly signed, is one too: though no slot of it is known here.
     value = backbone.log[0]
     end = backbone.signer(3).signed_tip(31, chain_next(lie, 31, value))
@@ -395,3 +397,23 @@ async def test_one_that_does_not_help_says_so_and_listens_nowhere(backbone):
             await backbone.until(lambda: backbone.reports[-1].name == "kind")
             report = backbone.reports[-1]
             assert report.helps.startswith("127.0.0.1:") and report.instance > VOTER_ID_MAX
+
+
+async def test_one_whose_store_is_of_another_past_stops_and_says_so(backbone, tmp_path):
+    """A voter's disk was made anew, with the same cluster file: what is stored never was."""
+    async with backbone.serving(heartbeat_s=0.05):
+        async with following(backbone, "one", directory=tmp_path) as listener:
+            last = backbone.append(put("colour", "green"))
+            backbone.stream(last, last)
+            await listener.wait_stored(last, DEADLINE_S)
+        backbone.log[-1] = encode_value(put("colour", "red"))
+        backbone.chains[-1] = chain_next(backbone.chains[-2], last, backbone.log[-1])
+        with pytest.raises(ContradictionError, match=f"slot {last}"):  # noqa: PT012
+            async with following(backbone, "one", directory=tmp_path) as listener:
+                backbone.append(put("colour", "blue"))
+                await listener.wait_applied(last + 1, DEADLINE_S)
+    told = msgspec.json.decode((tmp_path / "contradiction.json").read_bytes())
+    assert told["slot"] == last and told["chain_signed"] == backbone.chains[last].hex()
+    assert told["chain_held"] != told["chain_signed"]
+    assert all(tip["voter"] in (1, 2, 3) and tip["slot"] >= last for tip in told["tips"])
+    assert told["tips"]
