@@ -26,7 +26,14 @@ from voters.config import (
     read_cluster,
     voter_paths,
 )
-from voters.journal import JournalError, JournalFailedError, format_journal, verify
+from voters.journal import (
+    JournalError,
+    JournalFailedError,
+    Survey,
+    format_journal,
+    segment_name,
+    verify,
+)
 from voters.logs import LOG, JsonLines, TextLines, log
 from voters.server import open_voter
 
@@ -121,8 +128,7 @@ def inspect(voter: Id, config: Config = None) -> None:
             f"promised {header.promised}, fixed {header.fixed}, chain {header.chain.hex()[:16]}, "
             f"slots below up to {header.last_slot}"
         )
-    if found.cut is not None:
-        typer.echo(f"a torn write will be cut at the next start: {found.cut}")
+    _tell_cut(found, paths)
 
 
 @app.command("verify")
@@ -135,6 +141,15 @@ def verify_(voter: Id, config: Config = None) -> None:
         _end(BROKEN, str(error))
     segments = len(found.segments)
     typer.echo(f"voter {voter}: {segments} segment{'s' if segments != 1 else ''}, sound")
+    _tell_cut(found, paths)
+
+
+def _tell_cut(found: Survey, paths: VoterPaths) -> None:
+    if found.cut is not None:
+        typer.echo(
+            f"{paths.journal / segment_name(found.cut.number)} at byte {found.cut.offset}: a torn "
+            f"write of {found.cut.size_bytes} bytes; the next start cuts it"
+        )
 
 
 async def _run(cluster: ClusterConfig, voter: int, paths: VoterPaths, folder: Path) -> None:

@@ -17,9 +17,9 @@ voter's), one behind the other without padding, then zeros. A frame's body is ::
 An entry is one of
 
 * :class:`SegmentHeader`, first in each segment and only there: the promise, fixed slot, chain and
-  genesis *before* the batch behind it, the highest slot named in any earlier segment, and the end
-  of the segment before. Deleting a segment therefore forgets nothing: everything that holds for
-  good stands in the next header.
+  genesis *before* the batch behind it, the highest slot named in any earlier segment, the end of
+  the segment before, and the size that this file was filled to. Deleting a segment therefore
+  forgets nothing: everything that holds for good stands in the next header.
 * :class:`Batch`: records, and the offset below which this segment was synced before the batch was
   written (everything in earlier segments was). One write is one or more Batch frames, preceded by
   the header when it opens a segment, followed by one ``fdatasync``.
@@ -37,8 +37,16 @@ unreadable frame, at offset o of segment n, the reader decides:
    write that nobody was told about (etcd's rule). Cut, and reported.
 4. Anything else is damage. Refused.
 
+Files missing or too short are damage too: a file is filled, and its name and size are durable,
+before its first use, and it is shortened only when the header of the next one is durable. So the
+last segment must be as long as its header says, unless it ends with a Stop (only a batch larger
+than that can be cut off by the end of the file); and a segment that was prepared proves that the
+one before it is there and was given its header.
+
 What cannot be told apart: in the very last write only, damage that turns a sector to zeros, or any
-damage in a frame whose values hold an aligned sector of zeros, looks like a torn write.
+damage in a frame whose values hold an aligned sector of zeros, looks like a torn write. And a last
+segment whose bytes are zeros from the start of some entry on, or which is gone together with what
+was prepared behind it, looks as if no more had been written.
 
 Threads
 =======
@@ -140,7 +148,8 @@ class JournalFailedError(Exception):
 
 class SegmentHeader(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """First entry of a segment. ``last_slot`` is the highest slot named by any record of an
-    earlier segment, ``previous_end`` the end of the segment before, in bytes."""
+    earlier segment, ``previous_end`` the end of the segment before, ``size_bytes`` what this file
+    was filled to before its first use (0: it was not), both in bytes."""
 
     promised: Ballot
     fixed: int
@@ -148,6 +157,7 @@ class SegmentHeader(msgspec.Struct, frozen=True, array_like=True, tag=1):
     genesis: Genesis | None
     last_slot: int
     previous_end: int
+    size_bytes: int = 0
 
 
 class Batch(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -247,11 +257,16 @@ def encode_batch(
 
 
 def open_segment(
-    identity: Identity, number: int, state: State, last_slot: int, previous_end: int
+    identity: Identity,
+    number: int,
+    state: State,
+    last_slot: int,
+    previous_end: int,
+    size_bytes: int = 0,
 ) -> tuple[Write, Tail]:
     """The header of a new segment, with what holds in ``state`` (whose records all are synced)."""
     header = SegmentHeader(
-        state.promised, state.fixed, state.chain, state.genesis, last_slot, previous_end
+        state.promised, state.fixed, state.chain, state.genesis, last_slot, previous_end, size_bytes
     )
     data = encode_entry(identity, number, 0, header)
     return Write(number, 0, data), Tail(number, len(data), last_slot)
@@ -270,7 +285,9 @@ def place(
     end = tail.offset + len(data)
     if tail.fresh or end <= segment_bytes:
         return Write(tail.number, tail.offset, data), Tail(tail.number, end, last_slot, False)
-    header, fresh = open_segment(identity, tail.number + 1, before, tail.last_slot, tail.offset)
+    header, fresh = open_segment(
+        identity, tail.number + 1, before, tail.last_slot, tail.offset, segment_bytes
+    )
     data = encode_batch(identity, fresh.number, fresh.offset, 0, records)
     write = Write(fresh.number, 0, header.data + data)
     return write, Tail(fresh.number, len(write.data), last_slot, False)
@@ -358,7 +375,7 @@ def _is_torn(data: bytes, at: int, end: int | None) -> bool:
     if end is None:
         end = at + HEADER_BYTES + _OVERHEAD_BYTES
     if end > len(data):
-        return True
+        return at > 0  # a segment's header always fits: the file was filled before
     start = at
     while start < end:
         sector_end = (start // SECTOR_BYTES + 1) * SECTOR_BYTES
@@ -503,8 +520,12 @@ def survey(
     cut: Cut | None = None
     unused = 0
     newest = read(numbers[-1])
-    if _is_zero(newest, 0, len(newest)):
+    if len(numbers) > 1 and _is_zero(newest, 0, len(newest)):
         unused, numbers = numbers[-1], numbers[:-1]
+        if unused != numbers[-1] + 1:
+            raise JournalError(
+                directory / segment_name(unused - 1), f"this segment is missing. {_KEEP}"
+            )
     for number in numbers:
         path = directory / segment_name(number)
         is_last = number == numbers[-1]
@@ -518,15 +539,15 @@ def survey(
         except _TornError as torn:
             cut = Cut(number, torn.offset, len(data.rstrip(b"\0")) - torn.offset)
             if torn.segment is None:
+                if unused or not found:
+                    proof = f"segment {unused} was prepared after" if unused else "none is before"
+                    raise JournalError(
+                        path, f"the header is lost, and it was synced: {proof} it. {_KEEP}", 0
+                    ) from torn
                 break
             segment = torn.segment
         _check_order(found, segment, cluster_id, voter, path)
         found.append(segment)
-    if not found:
-        raise JournalError(
-            directory,
-            "formatting did not finish here: delete the directory and format this voter again",
-        )
     return Survey(tuple(found), cut, unused)
 
 
@@ -541,7 +562,7 @@ def _survey_segment(
     number: int, data: bytes, cluster_id: bytes, is_last: bool, path: Path
 ) -> Segment:
     segment: Segment | None = None
-    end = 0
+    end = filled_bytes = 0
     try:
         for _, entry, identity, end in entries(number, data, cluster_id, is_last, path):
             match entry:
@@ -550,16 +571,30 @@ def _survey_segment(
                         number, identity, entry, end, len(data), entry.last_slot, False
                     )
                     last_slot, stopped = entry.last_slot, False
+                    filled_bytes = entry.size_bytes if is_last else 0
                 case Batch(records=records):
                     last_slot = max(last_slot, highest_slot(records))
                 case Stop():
                     stopped = True
     except UnreadableError as error:
+        _check_size(data, filled_bytes, path)
         if segment is not None:
             segment = msgspec.structs.replace(segment, end=end, last_slot=last_slot)
         raise _TornError(end, segment) from error
     assert segment is not None, "entries() gives a header first or raises"
+    if not stopped:
+        _check_size(data, filled_bytes, path)
     return msgspec.structs.replace(segment, end=end, last_slot=last_slot, stopped=stopped)
+
+
+def _check_size(data: bytes, filled_bytes: int, path: Path) -> None:
+    if len(data) < filled_bytes:
+        raise JournalError(
+            path,
+            f"the file ends here, but it was filled up to byte {filled_bytes} before its first "
+            f"use: what was written behind is lost. {_KEEP}",
+            len(data),
+        )
 
 
 def _check_order(
@@ -696,6 +731,15 @@ class Disk:
         try:
             os.ftruncate(fd, size_bytes)
             os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def overwrite(self, path: Path, data: bytes, offset: int) -> None:
+        """Write into a file that exists and wait until all of it is on the disk."""
+        fd = os.open(path, os.O_RDWR)
+        try:
+            write_all(self, fd, data, offset)
+            self.fsync(fd)
         finally:
             os.close(fd)
 
@@ -893,33 +937,54 @@ class Journal:
     def start(self, state: State) -> Identity:
         """Cut what is torn, open a new segment under the next boot number, and start the threads.
         ``state`` is the recovered one. When this returns, the boot number is durable.
-        Returns the identity to be told to peers. Raises ``OSError`` or :class:`JournalError`."""
+        Returns the identity to be told to peers. Raises ``OSError``, which names a place."""
         assert self._tail is None, "start once"
-        found, disk = self.survey, self._disk
-        if found.unused:
-            disk.unlink(self.directory / segment_name(found.unused))
-        if found.cut is not None and found.cut.number != found.last.number:
-            disk.unlink(self.directory / segment_name(found.cut.number))
-        # What was read may still be unsynced: it must be durable before anybody acts on it.
-        disk.truncate(self.directory / segment_name(found.last.number), found.last.end)
-        disk.sync_directory(self.directory)
-        who = found.identity
-        self._identity = Identity(who.cluster_id, who.sender, who.incarnation, who.boot + 1)
-        write, tail = open_segment(
-            self._identity, found.last.number + 1, state, found.last.last_slot, found.last.end
-        )
-        self._fd = self._allocate(write.number, paced=False)
-        write_all(disk, self._fd, write.data, 0)
-        disk.fsync(self._fd)
+        try:
+            tail = self._open_next(state)
+        except OSError as error:
+            if error.filename is not None:
+                raise
+            raise OSError(error.errno, error.strerror, str(self.directory)) from error
+        found = self.survey
         self._before, self._tail = state, tail
         sizes = [(s.number, s.size_bytes, s.header.last_slot) for s in found.segments[:-1]]
         sizes.append((found.last.number, found.last.end, found.last.header.last_slot))
-        sizes.append((write.number, self._segment_bytes, found.last.last_slot))
+        sizes.append((tail.number, self._segment_bytes, found.last.last_slot))
         self._kept = tuple(_Kept(*size) for size in sizes)
         self._spawn("journal-sync", self._sync_thread)
         self._spawn("journal-keeper", self._keeper_thread)
         self._chores.put(self._prepare_next)
         return self._identity
+
+    def _open_next(self, state: State) -> Tail:
+        found, disk = self.survey, self._disk
+        last = self.directory / segment_name(found.last.number)
+        torn_bytes = 0
+        if found.unused:
+            disk.unlink(self.directory / segment_name(found.unused))
+        if found.cut is not None:
+            if found.cut.number == found.last.number:
+                torn_bytes = found.cut.size_bytes
+            else:
+                disk.unlink(self.directory / segment_name(found.cut.number))
+        # What was read may still be unsynced: it must be durable before anybody acts on it.
+        disk.overwrite(last, bytes(torn_bytes), found.last.end)
+        disk.sync_directory(self.directory)
+        who = found.identity
+        self._identity = Identity(who.cluster_id, who.sender, who.incarnation, who.boot + 1)
+        write, tail = open_segment(
+            self._identity,
+            found.last.number + 1,
+            state,
+            found.last.last_slot,
+            found.last.end,
+            self._segment_bytes,
+        )
+        self._fd = self._allocate(write.number, paced=False)
+        write_all(disk, self._fd, write.data, 0)
+        disk.fsync(self._fd)
+        disk.truncate(last, found.last.end)  # only now: a shorter last segment is refused
+        return tail
 
     def _spawn(self, name: str, run: Callable[[], None]) -> None:
         thread = threading.Thread(target=run, name=name, daemon=True)
@@ -1179,7 +1244,16 @@ class Journal:
 
 
 def _reader(disk: Disk, directory: Path) -> Callable[[int], bytes]:
-    return lambda number: disk.read(directory / segment_name(number))
+    def read(number: int) -> bytes:
+        path = directory / segment_name(number)
+        try:
+            return disk.read(path)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise JournalError(path, f"cannot be read ({error.strerror}). {_KEEP}") from error
+
+    return read
 
 
 def verify(directory: Path, cluster_id: bytes, voter: int) -> Survey:

@@ -173,7 +173,9 @@ class Disk:
             del self._files[later]
         del self._files[number][end:]
         self.identity = Identity(who.cluster_id, who.sender, who.incarnation, who.boot + 1)
-        write, self._tail = open_segment(self.identity, number + 1, state, last_slot, end)
+        write, self._tail = open_segment(
+            self.identity, number + 1, state, last_slot, end, self.segment_bytes
+        )
         self._put(write, write.data)
         self._last_slot_before[number + 1] = last_slot
         self._before = state

@@ -288,17 +288,74 @@ def test_torn_write_is_cut_and_reported(directory: Path) -> None:
     assert Writer(opened(directory)).recovered == again.state
 
 
-def test_write_cut_off_by_the_end_of_the_file(directory: Path) -> None:
+def test_a_batch_beyond_the_segment_may_be_cut_off_by_the_end_of_the_file(directory: Path) -> None:
     writer = Writer(opened(directory))
     writer.fix(2)
     durable = writer.state
-    writer.fix(40)
+    writer.fix(2, SEGMENT_BYTES)
     crash(writer.journal)
-    path = directory / segment_name(2)
-    path.write_bytes(path.read_bytes().rstrip(b"\0")[:-7])
+    path = directory / segment_name(3)
+    assert path.stat().st_size > SEGMENT_BYTES
+    path.write_bytes(path.read_bytes()[:-7])
     again = Writer(opened(directory))
+    assert again.journal.survey.cut is not None
     assert again.recovered == durable
     again.journal.close()
+
+
+@pytest.mark.parametrize("left_bytes", [0, 10, 100, 600, 1900, SEGMENT_BYTES - 1])
+def test_a_running_segment_that_was_shortened_is_refused(directory: Path, left_bytes: int) -> None:
+    writer = Writer(opened(directory))
+    writer.fix(2)
+    writer.fix(40)
+    wait_for_spare(writer.journal)
+    crash(writer.journal)
+    path = directory / segment_name(2)
+    path.write_bytes(path.read_bytes()[:left_bytes])
+    with pytest.raises(JournalError, match=r"was filled up to|header is lost|not a torn") as caught:
+        opened(directory)
+    assert caught.value.path == path
+    assert caught.value.offset in (0, left_bytes)
+    assert "Do not repair" in str(caught.value)
+
+
+def test_the_segment_in_use_is_missed_when_only_the_prepared_one_is_left(directory: Path) -> None:
+    writer = Writer(opened(directory))
+    writer.fix()
+    wait_for_spare(writer.journal)
+    crash(writer.journal)
+    (directory / segment_name(2)).unlink()
+    with pytest.raises(JournalError, match=r"0000000002.journal: this segment is missing"):
+        opened(directory)
+
+
+def test_a_lost_header_is_never_a_reason_to_format_again(directory: Path) -> None:
+    writer = Writer(opened(directory))
+    writer.fix()
+    wait_for_spare(writer.journal)
+    crash(writer.journal)
+    held = {path: path.read_bytes() for path in sorted(directory.iterdir())}
+    first, used, spare = held
+    for gone, hit in (((), used), ((first,), used), ((first,), spare), ((used, spare), first)):
+        for path, data in held.items():
+            path.write_bytes(data)
+        for path in gone:
+            path.unlink()
+        hit.write_bytes(bytes(len(held[hit])))
+        if hit == spare:
+            used.unlink()
+        with pytest.raises(JournalError, match="the header is lost.*Do not repair") as caught:
+            opened(directory)
+        assert (caught.value.path, caught.value.offset) == (hit, 0)
+
+
+def test_a_file_that_cannot_be_read_is_named(directory: Path) -> None:
+    class Unreadable(Disk):
+        def read(self, path: Path) -> bytes:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with pytest.raises(JournalError, match=r"0000000001.journal: cannot be read \(Input"):
+        opened(directory, Unreadable())
 
 
 def test_crash_between_creating_a_segment_and_its_header(directory: Path) -> None:
