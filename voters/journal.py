@@ -38,10 +38,10 @@ unreadable frame, at offset o of segment n, the reader decides:
 4. Anything else is damage. Refused.
 
 Files missing or too short are damage too: a file is filled, and its name and size are durable,
-before its first use, and it is shortened only when the header of the next one is durable. So the
-last segment must be as long as its header says, unless it ends with a Stop (only a batch larger
-than that can be cut off by the end of the file); and a segment that was prepared proves that the
-one before it is there and was given its header.
+before its first use, and a start shortens it only when the header of the next one is durable. So
+the last segment must be as long as its header says (only a batch larger than that can be cut off by
+the end of the file): else its end is lost, or all that was written after it. And a segment that was
+prepared proves that the one before it is there and was given its header.
 
 What cannot be told apart: in the very last write only, damage that turns a sector to zeros, or any
 damage in a frame whose values hold an aligned sector of zeros, looks like a torn write. And a last
@@ -539,10 +539,12 @@ def survey(
         except _TornError as torn:
             cut = Cut(number, torn.offset, len(data.rstrip(b"\0")) - torn.offset)
             if torn.segment is None:
-                if unused or not found:
-                    proof = f"segment {unused} was prepared after" if unused else "none is before"
+                if unused or not found or found[-1].size_bytes < found[-1].header.size_bytes:
                     raise JournalError(
-                        path, f"the header is lost, and it was synced: {proof} it. {_KEEP}", 0
+                        path,
+                        "the header is lost, and it was synced: the next segment was prepared, or "
+                        f"the one before it is shortened or gone. {_KEEP}",
+                        0,
                     ) from torn
                 break
             segment = torn.segment
@@ -582,8 +584,7 @@ def _survey_segment(
             segment = msgspec.structs.replace(segment, end=end, last_slot=last_slot)
         raise _TornError(end, segment) from error
     assert segment is not None, "entries() gives a header first or raises"
-    if not stopped:
-        _check_size(data, filled_bytes, path)
+    _check_size(data, filled_bytes, path)
     return msgspec.structs.replace(segment, end=end, last_slot=last_slot, stopped=stopped)
 
 
@@ -592,7 +593,7 @@ def _check_size(data: bytes, filled_bytes: int, path: Path) -> None:
         raise JournalError(
             path,
             f"the file ends here, but it was filled up to byte {filled_bytes} before its first "
-            f"use: what was written behind is lost. {_KEEP}",
+            f"use: its end, or the segment that came after it, is lost. {_KEEP}",
             len(data),
         )
 
@@ -606,12 +607,14 @@ def _check_order(
             path,
             f"this journal belongs to cluster {who.cluster_id.hex()}, not to {cluster_id.hex()}: "
             "check the cluster file and the voter's directory",
+            0,
         )
     if who.sender != voter:
         raise JournalError(
             path,
             f"this journal belongs to voter {who.sender}, not to voter {voter}: "
             "check --id and the voter's directory",
+            0,
         )
     if not found:
         return
@@ -807,8 +810,10 @@ def format_journal(
         incarnation = incarnation or secrets.randbits(63) or 1
         identity = Identity(cluster_id, voter, incarnation, 0)
         nothing = State(NO_BALLOT, 0, chain_start(cluster_id), (), None)
-        write, tail = open_segment(identity, 1, nothing, 0, 0)
-        data = write.data + encode_entry(identity, 1, tail.offset, Stop(0))
+        # Longer than what is in it, as all segments are until there is a next one.
+        write, tail = open_segment(identity, 1, nothing, 0, 0, SECTOR_BYTES)
+        stop = encode_entry(identity, 1, tail.offset, Stop(0))
+        data = (write.data + stop).ljust(SECTOR_BYTES, b"\0")
         fd = disk.create(directory / _FORMAT_NAME)
         try:
             write_all(disk, fd, data, 0)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
@@ -188,4 +189,5 @@ class _Writing:
         if self._fd >= 0:
             self._disk.close(self._fd)
             self._fd = -1
-            self._disk.unlink(self._path)
+            with suppress(FileNotFoundError):  # a rename may have worked and yet said it failed
+                self._disk.unlink(self._path)

@@ -344,7 +344,7 @@ def test_a_lost_header_is_never_a_reason_to_format_again(directory: Path) -> Non
         hit.write_bytes(bytes(len(held[hit])))
         if hit == spare:
             used.unlink()
-        with pytest.raises(JournalError, match="the header is lost.*Do not repair") as caught:
+        with pytest.raises(JournalError, match=r"the header is lost.*Do not repair") as caught:
             opened(directory)
         assert (caught.value.path, caught.value.offset) == (hit, 0)
 
@@ -352,7 +352,7 @@ def test_a_lost_header_is_never_a_reason_to_format_again(directory: Path) -> Non
 def test_a_file_that_cannot_be_read_is_named(directory: Path) -> None:
     class Unreadable(Disk):
         def read(self, path: Path) -> bytes:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
 
     with pytest.raises(JournalError, match=r"0000000001.journal: cannot be read \(Input"):
         opened(directory, Unreadable())
