@@ -329,6 +329,33 @@ def test_the_segment_in_use_is_missed_when_only_the_prepared_one_is_left(directo
         opened(directory)
 
 
+def test_a_voter_that_lost_all_but_what_formatting_made_is_not_taken_for_new(
+    directory: Path,
+) -> None:
+    writer = Writer(opened(directory))
+    writer.commit(PromiseRecord(BALLOT))
+    writer.journal.close()
+    for number in (2, 3):
+        (directory / segment_name(number)).unlink(missing_ok=True)
+    with pytest.raises(JournalError, match=r"the segment that came after it, is lost") as caught:
+        opened(directory)
+    assert caught.value.path == directory / segment_name(1)
+    assert caught.value.offset == caught.value.path.stat().st_size
+
+
+def test_a_start_that_died_before_its_header_was_durable_is_no_damage(directory: Path) -> None:
+    writer = Writer(opened(directory))
+    writer.fix()
+    crash(writer.journal)
+    for _ in range(2):
+        dying = opened(directory, FullDisk(room=0))
+        with pytest.raises(OSError, match="No space left") as caught:
+            dying.start(writer.state)
+        assert str(directory) in str(caught.value)
+        dying.close()
+    assert Writer(opened(directory)).recovered == writer.state
+
+
 def test_a_lost_header_is_never_a_reason_to_format_again(directory: Path) -> None:
     writer = Writer(opened(directory))
     writer.fix()
