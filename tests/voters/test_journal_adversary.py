@@ -6,24 +6,28 @@ What is done to journals, and the oracle, are in tests/adversary/journal.py; all
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 import voters.__main__
+import voters.journal
 from dashboard.local import LocalCluster
 from tests.adversary.journal import (
     SEGMENT_BYTES,
     Image,
     Tally,
+    WrongError,
     byte_cases,
     foreigners,
     images,
+    judge,
     owed,
     recovered,
     run,
+    sector_cases,
 )
 from tests.voters.test_journal import CLUSTER, VOTER, Writer
 from tests.voters.test_snapshots import GENESIS
@@ -79,6 +83,31 @@ def test_the_oracle_is_not_content_with_anything(journals: tuple[list[Image], li
     assert due.records == recovered(killed.frames[:-1])
     assert len(due.records) < len(killed.whole)
     assert owed(killed, killed.last, data) is None
+
+
+@pytest.mark.parametrize(
+    ("rule", "without"),
+    [
+        ("_proof_of_sync", lambda *_: None),
+        ("_check_size", lambda *_: None),
+        ("_is_torn", lambda *_: True),
+        ("_is_torn", lambda *_: False),
+    ],
+    ids=["no proof of sync", "any size", "all is torn", "nothing is torn"],
+)
+def test_a_rule_taken_away_is_noticed(
+    journals: tuple[list[Image], list[Image]],
+    monkeypatch: pytest.MonkeyPatch,
+    rule: str,
+    without: Callable[..., object],
+) -> None:
+    stopped = journals[0][0]
+    number, data = stopped.last, stopped.files[stopped.last]
+    cases = [*sector_cases(data, number, []), *byte_cases(data, number, range(0, 2800, 20), 1)]
+    assert all(judge(stopped, case) or case[2] == data for case in cases)
+    monkeypatch.setattr(voters.journal, rule, without)
+    with pytest.raises(WrongError, match="stopped: "):
+        assert [judge(stopped, case) for case in cases]
 
 
 def test_a_restart_from_files_has_the_state_of_the_prefix(
