@@ -10,11 +10,44 @@ import argparse
 import json
 import sys
 import time
+from collections import Counter
 
 from tests.simulator.observer import Violation
 from tests.simulator.options import draw
 from tests.simulator.swarm import run_seeds, summary
 from tests.simulator.world import World
+
+
+LINE_EVERY_S = 5.0
+"""How often the progress line is written where it is not a terminal."""
+
+
+class Progress:
+    """One line on how far a long run is: overwritten on a terminal, now and then elsewhere."""
+
+    def __init__(self, seeds: int, began: float) -> None:
+        self.seeds = seeds
+        self.began = began
+        self.terminal = sys.stderr.isatty()
+        self.every_s = 0.5 if self.terminal else LINE_EVERY_S
+        self.due = began + self.every_s
+
+    def __call__(self, totals: Counter[str], failures: int) -> None:
+        """``totals`` so far, and how many of the seeds failed."""
+        now, done = time.monotonic(), totals["seeds"]
+        if now < self.due and done < self.seeds:
+            return
+        self.due = now + self.every_s
+        spent_s = now - self.began
+        left_s = spent_s / done * (self.seeds - done)
+        print(
+            f"{done:,} of {self.seeds:,} seeds ({100 * done // self.seeds} %), "
+            f"{totals['events']:,} events ({totals['events'] / spent_s:,.0f}/s), "
+            f"{totals['slots_fixed']:,} slots, {failures} failed, {left_s:,.0f} s to go",
+            end="\r" if self.terminal and done < self.seeds else "\n",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def main() -> int:
@@ -37,7 +70,8 @@ def main() -> int:
             print(seed, world.result(), "" if args.digest else json.dumps(world.counts))
         return 0
     began = time.monotonic()
-    totals, failures = run_seeds(args.seed, args.seeds, args.events, args.jobs)
+    progress = Progress(args.seeds, began)
+    totals, failures = run_seeds(args.seed, args.seeds, args.events, args.jobs, progress)
     print(summary(totals, time.monotonic() - began))
     for failure in failures[:3]:
         print(failure)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from trex_core.messages import Kind, Outcome, OutcomeStatus, Refusal, RefusalReason, Submit
+from tests.simulator.replica import NEWER_LEVEL, at_level
+from trex_core.messages import Answer, Kind, Outcome, OutcomeStatus, Refusal, RefusalReason, Submit
 from trex_core.metadata.commands import (
     Command,
     ConfigCas,
@@ -63,7 +64,10 @@ class Client:
         if self.session and not self.stopping:
             for _ in range(1 + int(world.random() * options.burst)):
                 if len(self.unanswered) < options.in_flight:
-                    self.unanswered[self.next] = self._command()
+                    command = self._next_command()
+                    if command is None:
+                        break
+                    self.unanswered[self.next] = command
                     self.next += 1
         self._send()
         if world.random() < options.reads:
@@ -118,12 +122,16 @@ class Client:
             match reply:
                 case Outcome(id=number, slot=slot, status=status, body=body):
                     self._outcome(number, slot, status, body)
+                case Answer():
+                    self._answered(reply)
                 case Refusal(id=number, reason=reason, leader=leader):
                     world.counts["client_refusals"] += 1
                     if number in self.unanswered or (number == OPEN_ID and not self.session):
                         self.sent_us[number] = world.now - (RETRY_TICKS - 2) * self.tick_us
                     if reason == RefusalReason.NOT_LEADER:
                         self._try_another(leader)
+                    elif reason == RefusalReason.MALFORMED:  # too new for it, not for others
+                        self._try_another(0)
 
     def _outcome(self, number: int, slot: int, status: int, body: bytes) -> None:
         world = self.world
@@ -136,6 +144,7 @@ class Client:
             return
         if status == OutcomeStatus.APPLIED:
             world.observer.on_answer(self, command, slot, body)
+            self._applied(number, command, slot, body)
             del self.unanswered[number]
             self.answered += 1
             world.counts["commands_answered"] += 1
@@ -144,6 +153,22 @@ class Client:
             self.sent_us[number] = world.now - (RETRY_TICKS - 2) * self.tick_us
         else:
             world.fail(f"{self} got status {status} for sequence {number}")
+
+    def _applied(self, number: int, command: bytes, slot: int, body: bytes) -> None:
+        """What was told of a command that was applied."""
+
+    def _answered(self, answer: Answer) -> None:
+        self.world.fail(f"{self} asked for no {answer}")
+
+    def _next_command(self) -> bytes | None:
+        """The next command; None: not now."""
+        world = self.world
+        command = self._command()
+        levels = world.options.levels
+        if levels and world.newer_voters() > len(world.voters) // 2 and world.random() < levels:
+            world.counts["commands_of_the_newer_level"] += 1
+            command = at_level(command, NEWER_LEVEL)
+        return command
 
     def _command(self) -> bytes:
         """A command unlike any other in this world, so that each application can be told."""

@@ -6,6 +6,7 @@ This module alone decides which bytes a crash leaves. The bytes are those of the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from random import Random
 
 import msgspec
@@ -26,10 +27,18 @@ from voters.journal import (
 )
 
 SNAPSHOTS_KEPT = 2
+FREE_BYTES_MIN = 6_000
+"""Below this mark a disk counts as full; what is left is for promises and what is fixed."""
+HEADER_BYTES = 400
+"""More than the header of a segment needs: a disk with less room starts no voter."""
 
 
 class DamagedError(Exception):
     """The journal was refused at a restart."""
+
+
+class NoSpaceError(Exception):
+    """The write does not fit the disk: nothing of it is there."""
 
 
 class Recovered(msgspec.Struct, frozen=True):
@@ -49,6 +58,10 @@ class Disk:
         self.segment_bytes = segment_bytes
         self.flipped = False
         """A durable bit flipped: the journal must be refused at the next start."""
+        self.free_bytes: int | None = None
+        """What is left when the disk is nearly full; None: plenty."""
+        self.deleted = 0
+        """Segments deleted so far."""
         self.snapshots: dict[int, bytes] = {}
         self._files: dict[int, bytearray] = {}
         self._last_slot_before: dict[int, int] = {}
@@ -65,9 +78,14 @@ class Disk:
     # --- writing ----------------------------------------------------------------------------
 
     def write(self, records: tuple[Record, ...], after: State) -> None:
-        """Hand one batch to the disk; ``after`` is the state after it. Nothing is durable yet."""
+        """Hand one batch to the disk; ``after`` is the state after it. Nothing is durable yet.
+        Raises :class:`NoSpaceError`."""
         assert self._under_way is None, "one write at a time"
         write, tail = place(self.identity, self._tail, records, self._before, self.segment_bytes)
+        if self.free_bytes is not None:
+            if len(write.data) > self.free_bytes:
+                raise NoSpaceError
+            self.free_bytes -= len(write.data)
         self._under_way = (write, tail, after)
 
     def sync(self) -> None:
@@ -86,21 +104,27 @@ class Disk:
             file = self._files[write.number] = bytearray(self.segment_bytes)
         file[write.offset : write.offset + len(data)] = data
 
-    def keep_snapshot(self, slot: int, data: bytes) -> int:
-        """A snapshot is durable. Old ones, and segments that all slots are older in, are deleted.
-        Returns the slot up to which the log may be forgotten (0: nothing)."""
+    def keep_snapshot(self, slot: int, data: bytes) -> Iterator[str]:
+        """Make a snapshot durable, then delete old ones, and segments that all slots are older in.
+        One act at a time: before each its name is told, and the crash that comes then finds what
+        was done so far. What is written beside leaves nothing under a snapshot's name."""
+        yield "snapshot"  # written beside, not renamed yet
         self.snapshots[slot] = data
         for old in sorted(self.snapshots)[:-SNAPSHOTS_KEPT]:
+            yield "snapshot"  # renamed, an old one not deleted yet
             del self.snapshots[old]
-        if len(self.snapshots) < SNAPSHOTS_KEPT:
-            return 0
-        oldest = min(self.snapshots)
         while len(self._files) > 1:
             first, second = sorted(self._files)[:2]
-            if self._last_slot_before.get(second, oldest + 1) > oldest:
+            if self._last_slot_before.get(second, self.forgettable + 1) > self.forgettable:
                 break
+            yield "delete"
             del self._files[first]
-        return oldest
+            self.deleted += 1
+
+    @property
+    def forgettable(self) -> int:
+        """The slot up to which the log may be forgotten (0: nothing)."""
+        return min(self.snapshots) if len(self.snapshots) >= SNAPSHOTS_KEPT else 0
 
     # --- faults -----------------------------------------------------------------------------
 
@@ -141,11 +165,33 @@ class Disk:
         file[rng.randrange(end)] ^= 1 << rng.randrange(8)
         return True
 
+    @property
+    def has_room(self) -> bool:
+        """Whether there is room above the mark."""
+        return self.free_bytes is None or self.free_bytes >= FREE_BYTES_MIN
+
+    @property
+    def boot(self) -> int:
+        """The boot number of the run under way, or of the last one."""
+        return self.identity.boot
+
+    def copy(self) -> Disk:
+        """What somebody copies of a voter's directory: all that is durable now."""
+        copy = object.__new__(type(self))
+        copy.__dict__.update(self.__dict__)
+        copy._files = {number: bytearray(data) for number, data in self._files.items()}
+        copy._last_slot_before = dict(self._last_slot_before)
+        copy.snapshots = dict(self.snapshots)
+        copy._under_way = None
+        return copy
+
     # --- reading ----------------------------------------------------------------------------
 
     def recover(self) -> Recovered:
         """Read all back as the real voter does, and open a segment under the next boot number.
-        Raises :class:`DamagedError`."""
+        Raises :class:`DamagedError`, :class:`NoSpaceError`."""
+        if self.free_bytes is not None and self.free_bytes < HEADER_BYTES:
+            raise NoSpaceError
         state = first_state(self.identity.cluster_id)
         base = None
         if self.snapshots:

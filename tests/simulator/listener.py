@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from tests.simulator.observer import Violation
 from tests.simulator.replica import Replica
 from trex_core import learner
+from trex_core.machine import TooOld
 from trex_core.messages import (
     NO_BALLOT,
     RUN_BYTES_MAX,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 STORE_EVERY_SLOTS = 5
 REPORT_EVERY_SLOTS = 8
+REPORT_TICKS = 30
 SHELF_SLOTS_MAX = 64
 """Few, so that helpers have to send others away."""
 ENTRIES_MAX = 16
@@ -65,7 +67,16 @@ class Listener:
         self.name = f"listener-{address}"
         self.instance = VOTER_ID_MAX + 1 + address
         self.identity = Identity(world.cluster_id, incarnation=self.instance)
-        self.config = learner.LearnerConfig(name=self.name, seed=address, voters=world.voter_ids)
+        options = world.options
+        self.config = learner.LearnerConfig(
+            name=self.name,
+            seed=address,
+            voters=world.voter_ids,
+            silence_ms=options.silence_ms,
+            retry_ms=options.retry_ms,
+        )
+        self.level = 1
+        """The feature level its program knows; an upgrade comes with a restart."""
         self.replica = Replica(self, world.observer)
         self.stored = Replica(self, world.observer)
         self.stored_chain = chain_start(world.cluster_id)
@@ -77,6 +88,8 @@ class Listener:
     def start(self) -> None:
         """Run from what is stored."""
         self.boot += 1
+        self.up = True
+        self.replica = Replica(self, self.world.observer, self.level)
         self.replica.copy_from(self.stored)
         self.chain = self.stored_chain
         self.state = learner.first_state(self.world.cluster_id, self.replica.slot, self.chain)
@@ -85,6 +98,7 @@ class Listener:
         self.download = b""
         self.wake_at: int | None = None
         self._take(learner.Clock(self._now_ms()))
+        self.world.push(REPORT_TICKS * self.tick_us, self, self.on_report, self.boot, None)
 
     def restart(self) -> None:
         """Killed, and started again: what was not stored is delivered again."""
@@ -99,9 +113,17 @@ class Listener:
 
     # --- events -----------------------------------------------------------------------------
 
+    def on_report(self, boot: int, _: object) -> None:
+        """Time to tell the others how this one is."""
+        if boot == self.boot and self.up:
+            self._report()
+            self.world.push(REPORT_TICKS * self.tick_us, self, self.on_report, boot, None)
+
     def on_stream(self, data: bytes, _: object) -> None:
         """A datagram of the stream."""
         world = self.world
+        if not self.up:
+            return
         try:
             part = unframe(data, world.cluster_id, Channel.STREAM)
             message = decode_stream(part.body)
@@ -122,7 +144,7 @@ class Listener:
 
     def on_wake(self, boot: int, due: int) -> None:
         """The time the learner asked for."""
-        if boot == self.boot and self.wake_at == due:
+        if boot == self.boot and self.up and self.wake_at == due:
             self.wake_at = None
             self._take(learner.Clock(self._now_ms()))
 
@@ -133,8 +155,12 @@ class Listener:
             world.counts[f"learner_{name}"] += 1
         for run in effects.deliver:
             world.observer.on_fixed(self, self.replica.slot, run)
-            for slot, value in enumerate(run.values, run.first):
-                self.replica.apply(slot, value)
+            try:
+                for slot, value in enumerate(run.values, run.first):
+                    self.replica.apply(slot, value)
+            except TooOld:
+                world.stop_too_old(self)
+                return
             self.chain = run.chains[-1]
             if self.shelf.last != run.first - 1:
                 self.shelf.reset(run.first - 1, run.chain_before)

@@ -37,6 +37,10 @@ class Network:
         self.delay_min_us = options.delay_min_us
         self.delay_span_us = options.delay_span_us
         self.cut: set[tuple[int, int]] = set()
+        self.clogged: dict[tuple[int, int], int] = {}
+        """Links that hold back all that is sent until this time, then let it through at once."""
+        self.lossy: dict[tuple[int, int], float] = {}
+        """Links that lose this share, whatever the others do."""
         self._stream_end: dict[tuple[int, int], int] = {}
 
     def heal(self) -> None:
@@ -46,6 +50,15 @@ class Network:
         self.connection_failure = 0.0
         self.delay_span_us = min(self.delay_span_us, 2_000)
         self.cut.clear()
+        self.clogged.clear()
+
+    def _held_back(self, link: tuple[int, int]) -> int:
+        """How long ``link`` still holds back what is sent now."""
+        until = self.clogged.get(link, 0)
+        if until <= self.world.now:
+            return 0
+        self.world.counts["held_back_by_a_clogged_path"] += 1
+        return until - self.world.now
 
     def _delay(self) -> int:
         return self.delay_min_us + int(self.world.random() * self.delay_span_us)
@@ -64,10 +77,14 @@ class Network:
         if self.cut and (source, target.address) in self.cut:
             return
         loss = self.loss if loss is None else loss
+        if self.lossy:
+            loss = max(loss, self.lossy.get((source, target.address), 0.0))
         if loss and random() < loss:
             world.counts["datagrams_lost"] += 1
             return
         delay = self.delay_min_us + int(random() * self.delay_span_us)
+        if self.clogged:
+            delay += self._held_back((source, target.address))
         if self.slow and random() < self.slow:
             delay += int(random() * world.options.slow_us)
             world.counts["datagrams_late"] += 1
@@ -93,7 +110,9 @@ class Network:
             world.counts["connections_broken"] += 1
             return False
         link = (source, target.address)
-        arrival = max(world.now + self._delay() + len(data) // 50, self._stream_end.get(link, 0))
+        held = self._held_back(link) if self.clogged else 0
+        arrival = world.now + held + self._delay() + len(data) // 50
+        arrival = max(arrival, self._stream_end.get(link, 0))
         self._stream_end[link] = arrival
         world.push(arrival - world.now, target, handler, data, None)
         return True

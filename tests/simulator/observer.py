@@ -7,6 +7,7 @@ clients were told. Every broken rule raises :class:`Violation` in words.
 
 from __future__ import annotations
 
+from tests.simulator.replica import NEWER_LEVEL, Replica
 from trex_core.messages import (
     NO_BALLOT,
     Accept,
@@ -19,7 +20,22 @@ from trex_core.messages import (
     Promise,
     Tip,
 )
-from trex_core.state import AcceptRecord, FixedRun, PromiseRecord, Record, State, chain_next
+from trex_core.metadata.commands import LeaseExpire, encode_command
+from trex_core.state import (
+    AcceptRecord,
+    FixedRun,
+    PromiseRecord,
+    Record,
+    State,
+    chain_next,
+    genesis_of,
+)
+
+
+FIRST_DISKS = (1 << 16) - 1
+"""The bits of voters on the disks they were first formatted on."""
+_LEASE_EXPIRE = encode_command(LeaseExpire(0))[1:4]
+"""How the one command begins that no client sends: every leader may propose it anew."""
 
 
 class Violation(AssertionError):  # noqa: N818 - a finding, not an error of the program
@@ -28,7 +44,8 @@ class Violation(AssertionError):  # noqa: N818 - a finding, not an error of the 
 
 class Observer:
     """Agreement, one value per (slot, ballot), quorum behind each fixed slot, votes backed by the
-    disk and never contradicted, one chain, exactly-once, order without gap, equal snapshots."""
+    disk and never contradicted, one chain, exactly-once, order without gap, snapshots equal to a
+    replay of the log, no vote of a replaced disk counted, no lease held twice."""
 
     def __init__(self, chain_start: bytes, accept_quorum: int) -> None:
         self.accept_quorum = accept_quorum
@@ -40,6 +57,8 @@ class Observer:
         """What was ever proposed: ballot -> slot -> value."""
         self.holders: dict[int, dict[Ballot, int]] = {}
         """Slot -> ballot -> bits of the voters that ever held this accept durably."""
+        self.bits: dict[int, int] = {}
+        """The bits of voters whose disk was replaced: above ``FIRST_DISKS``, so they never count."""
         self.durable_promise: dict[int, Ballot] = {}
         self.told_promise: dict[int, Ballot] = {}
         self.told_accepts: dict[int, dict[int, Ballot]] = {}
@@ -49,6 +68,10 @@ class Observer:
         self.applied: dict[bytes, tuple[int, bytes]] = {}
         """Command -> (slot, result) of its one application."""
         self.snapshots: dict[int, bytes] = {}
+        self.replayed = Replica("the replay", None, NEWER_LEVEL)
+        """The log so far, applied once in order by nobody's process: what replicas must equal."""
+        self.holding: dict[str, dict[str, int]] = {}
+        """Name -> who -> until when it is sure to hold the name, in true time."""
         self.acknowledged: dict[bytes, int] = {}
         """Command -> slot that a client was told."""
         self.acknowledged_slot = 0
@@ -76,7 +99,9 @@ class Observer:
 
     def _first_fixed(self, node: object, slot: int, value: bytes) -> None:
         for ballot, voters in self.holders.get(slot, {}).items():
-            if voters.bit_count() >= self.accept_quorum and self.sent[ballot][slot] == value:
+            if (voters & FIRST_DISKS).bit_count() >= self.accept_quorum and self.sent[ballot][
+                slot
+            ] == value:
                 break
         else:
             raise Violation(f"{node} fixes slot {slot}: no accept quorum holds that value durably")
@@ -103,7 +128,7 @@ class Observer:
 
     def _accepted(self, voter: int, ballot: Ballot, first: int, values: tuple[bytes, ...]) -> None:
         sent = self.sent.setdefault(ballot, {})
-        bit = 1 << voter
+        bit = self.bits.get(voter, 1 << voter)
         holders = self.holders
         own = ballot.voter == voter
         for slot, value in enumerate(values, first):
@@ -148,7 +173,7 @@ class Observer:
                 if ballot < self.told_promise.get(voter, NO_BALLOT):
                     raise Violation(f"voter {voter} accepts at {ballot} below its promise")
                 told = self.told_accepts.setdefault(voter, {})
-                bit = 1 << voter
+                bit = self.bits.get(voter, 1 << voter)
                 for slot in range(first, last + 1):
                     if not self.holders.get(slot, {}).get(ballot, 0) & bit:
                         raise Violation(f"voter {voter} tells an accept of {slot} not on its disk")
@@ -178,7 +203,7 @@ class Observer:
             raise Violation(f"voter {voter} promises {part.ballot} below its promise")
         self.told_promise[voter] = part.ballot
         named: dict[int, Ballot] = {}
-        bit = 1 << voter
+        bit = self.bits.get(voter, 1 << voter)
         for pairs in part.accepted:
             for slot in range(pairs.first, pairs.last + 1):
                 named[slot] = pairs.ballot
@@ -196,7 +221,8 @@ class Observer:
         if tip.fixed <= done:
             return
         for slot in range(max(tip.counted, done + 1), tip.fixed + 1):
-            if self.holders.get(slot, {}).get(ballot, 0).bit_count() < self.accept_quorum:
+            held = self.holders.get(slot, {}).get(ballot, 0) & FIRST_DISKS
+            if held.bit_count() < self.accept_quorum:
                 raise Violation(f"voter {voter} says it counted {slot} at {ballot}, it did not")
         self.counted[ballot] = tip.fixed
 
@@ -204,6 +230,8 @@ class Observer:
 
     def on_applied(self, node: object, slot: int, command: bytes, result: bytes) -> None:
         """``node`` applied ``command``, which is unique in this world, in ``slot``."""
+        if command[1:4] == _LEASE_EXPIRE:
+            command += slot.to_bytes(8, "big")
         first = self.applied.setdefault(command, (slot, result))
         if first[0] != slot:
             raise Violation(f"exactly-once: {node} applies in slot {slot} a command of {first[0]}")
@@ -221,14 +249,48 @@ class Observer:
         self.acknowledged_slot = max(self.acknowledged_slot, slot)
 
     def on_snapshot(self, node: object, slot: int, data: bytes) -> None:
-        """``node`` cut a snapshot at ``slot``."""
-        if self.snapshots.setdefault(slot, data) != data:
-            raise Violation(f"{node}: its snapshot at slot {slot} differs in bytes")
+        """``node`` cut, or took over, a snapshot at ``slot``."""
+        expected = self.snapshots.get(slot)
+        if expected is None:
+            expected = self.snapshots[slot] = self.replay(slot)
+        if expected != data:
+            raise Violation(f"{node}: its snapshot at slot {slot} is not what a replay gives")
+
+    def replay(self, slot: int) -> bytes:
+        """The snapshot at ``slot``, from all slots up to it and from nothing else."""
+        replayed = self.replayed
+        if slot < replayed.slot:  # seldom: the first snapshot here comes after one further on
+            self.replayed = replayed = Replica("the replay", None, NEWER_LEVEL)
+        while replayed.slot < slot:
+            replayed.apply(replayed.slot + 1, self.log[replayed.slot])
+        genesis = genesis_of(1, (self.log[0],), None)
+        if genesis is None:
+            raise Violation("slot 1 holds no genesis")
+        return replayed.snapshot(self.chains[slot], genesis)
+
+    # --- leases -----------------------------------------------------------------------------
+
+    def on_hold(self, who: object, name: str, now: int, until: int) -> None:
+        """From ``now`` to ``until`` (true times) ``who`` is sure that it alone holds ``name``."""
+        held = self.holding.setdefault(name, {})
+        for other, end in held.items():
+            if other != str(who) and end > now:
+                raise Violation(f"{name} is granted twice: {who} has it and {other} until {end}")
+        held[str(who)] = until
+
+    def on_release(self, who: object, name: str) -> None:
+        """``who`` no longer counts on ``name``."""
+        self.holding.get(name, {}).pop(str(who), None)
 
     def forget(self, voter: int) -> None:
         """The disk of ``voter`` was replaced: nothing it said is on it. What it told others counts
-        still, so whoever relies on its new self is wrong."""
+        still; what it says from now on must be counted by nobody."""
+        self.bits[voter] = 1 << (voter + 16)
         self.durable_promise.pop(voter, None)
         self.told_promise.pop(voter, None)
         self.told_accepts.pop(voter, None)
         self.stood = {b: boot for b, boot in self.stood.items() if b.voter != voter}
+
+    def fail(self, words: str) -> None:
+        """A checker elsewhere found a broken rule."""
+        raise Violation(words)

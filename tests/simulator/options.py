@@ -19,13 +19,22 @@ FAULTS = (
     "pause",
     "split",
     "one_way",
+    "hub_only",
+    "clog",
     "isolate_leader",
+    "deaf_leader",
     "heal_links",
     "hand_over",
-    "disk_room",
+    "full_disk",
     "sync_failure",
     "bit_flip",
+    "wipe",
+    "roll_back",
+    "restart_storm",
+    "upgrade",
     "restart_listener",
+    "cut_listener",
+    "archives_down",
     "loss_burst",
 )
 
@@ -36,6 +45,8 @@ class Options(msgspec.Struct, frozen=True):
     voters: int = 3
     listeners: int = 1
     clients: int = 2
+    tenants: int = 0
+    """Clients that compete for leased names."""
     events: int = 2_000
     """Events of the safety phase; the liveness phase comes on top."""
     heartbeat_ticks: int = 1
@@ -74,6 +85,12 @@ class Options(msgspec.Struct, frozen=True):
     large: float = 0.0
     """Share of commands of several datagrams."""
     large_bytes: int = 4_000
+    levels: float = 0.0
+    """Share of commands of a newer feature level, once a majority of the voters knows it."""
+    silence_ms: int = 1_000
+    """After how long a listener takes a silent stream for dead, in tenths of its ticks."""
+    retry_ms: int = 50
+    """A listener's first pause after a catch-up that failed."""
     snapshot_slots: int = 0
     """A snapshot is cut at multiples of this; 0: never."""
     segment_bytes: int = 1 << 14
@@ -84,7 +101,7 @@ class Options(msgspec.Struct, frozen=True):
     loss_after: float = 0.0
     """Share of datagrams still lost in the liveness phase."""
     heal_all: bool = True
-    """Whether the liveness phase heals everything, or a quorum only."""
+    """Whether the liveness phase heals everything, or a quorum only: the rest stays broken."""
 
 
 def draw(seed: int, events: int = 2_000) -> Options:
@@ -96,11 +113,14 @@ def draw(seed: int, events: int = 2_000) -> Options:
 
     heartbeat = rng.choice((1, 1, 2))
     election_min = heartbeat * rng.choice((3, 4, 5))
-    faults = tuple(fault for fault in FAULTS if rng.random() < 0.45)
+    share = rng.choice((0.2, 0.4, 0.6))
+    faults = tuple(fault for fault in FAULTS if rng.random() < share)
+    levels = round(rng.random(), 4) if "upgrade" in faults else 0.0
     return Options(
         voters=rng.choice((3, 3, 3, 3, 3, 3, 5, 5, 5, 5, 7, 1)),
-        listeners=rng.choice((0, 1, 1, 2)),
+        listeners=rng.choice((0, 1, 2, 4)),
         clients=rng.choice((1, 2, 3)),
+        tenants=rng.choice((0, 0, 2, 3)),
         events=events,
         heartbeat_ticks=heartbeat,
         election_ticks_min=election_min,
@@ -111,8 +131,8 @@ def draw(seed: int, events: int = 2_000) -> Options:
         delay_span_us=rng.choice((100, 1_500, 6_000, 20_000)),
         slow=some(0.5, 0.1),
         slow_us=rng.choice((30_000, 120_000, 400_000)),
-        loss=some(0.7, 0.25),
-        duplication=some(0.6, 0.2),
+        loss=some(0.7, 0.3),
+        duplication=some(0.6, 0.5),
         corruption=some(0.3, 0.02),
         stream_loss=some(0.7, 0.3),
         connection_failure=some(0.5, 0.3),
@@ -120,7 +140,7 @@ def draw(seed: int, events: int = 2_000) -> Options:
         sync_span_us=rng.choice((100, 2_000, 15_000)),
         boundary_crash=some(0.6, 0.02),
         torn=rng.choice((0.0, 0.5, 1.0)),
-        fault_every_us=rng.choice((25_000, 50_000, 100_000)),
+        fault_every_us=rng.choice((25_000, 60_000, 150_000)),
         faults=faults,
         downtime_us=rng.choice((5_000, 60_000, 250_000)),
         submit_every_us=rng.choice((4_000, 10_000, 25_000)),
@@ -129,6 +149,9 @@ def draw(seed: int, events: int = 2_000) -> Options:
         reads=rng.choice((0.0, 0.2, 0.5)),
         large=some(0.3, 0.2),
         large_bytes=rng.choice((2_000, 8_000, 30_000)),
+        levels=levels,
+        silence_ms=rng.choice((60, 200, 1_000)),
+        retry_ms=rng.choice((10, 50)),
         snapshot_slots=rng.choice((0, 8, 16, 32)),
         segment_bytes=rng.choice((2_000, 6_000, 1 << 16)),
         small_limits=rng.random() < 0.4,
@@ -136,3 +159,38 @@ def draw(seed: int, events: int = 2_000) -> Options:
         loss_after=rng.choice((0.0, 0.0, 0.05, 0.15)),
         heal_all=rng.random() < 0.6,
     )
+
+
+SWITCHES = (
+    "tenants",
+    "skew",
+    "slow",
+    "loss",
+    "duplication",
+    "corruption",
+    "stream_loss",
+    "connection_failure",
+    "boundary_crash",
+    "torn",
+    "reads",
+    "large",
+    "levels",
+    "snapshot_slots",
+    "small_limits",
+    "loss_after",
+    "heal_all",
+)
+"""Options that are on in some worlds and off in others, beside the faults."""
+
+
+def switched_on(options: Options) -> list[str]:
+    """What ``options`` switch on: options by name, faults, and what is worth counting."""
+    on = [f"on_{name}" for name in SWITCHES if getattr(options, name)]
+    on.extend(f"on_fault_{fault}" for fault in options.faults)
+    on.append(f"on_{options.voters}_voters")
+    on.append(f"on_{options.listeners}_listeners")
+    if not options.heal_all:
+        on.append("on_heal_quorum_only")
+    if options.sync_span_us > TICK_US:
+        on.append("on_slow_disks")
+    return on

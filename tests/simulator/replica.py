@@ -12,30 +12,42 @@ from trex_core.metadata.state import EMPTY, MetadataState, apply, state_chunks, 
 from trex_core.sessions import NO_SESSIONS, Delivered, Sessions, deliver
 from trex_core.snapshot import decode_snapshot, encode_snapshot
 
+NEWER_LEVEL = 2
+"""A feature level that only newer programs know; what its commands do is what level 1 says."""
+
 if TYPE_CHECKING:
     from tests.simulator.observer import Observer
 
 
 class Replica:
-    """Sessions and metadata as of ``slot``. Both are immutable, so keeping a state is free."""
+    """Sessions and metadata as of ``slot``. Both are immutable, so keeping a state is free.
 
-    def __init__(self, owner: object, observer: Observer) -> None:
+    ``level`` is the feature level its program knows; without an ``observer`` nobody is told."""
+
+    def __init__(self, owner: object, observer: Observer | None, level: int = 1) -> None:
         self.owner = owner
         self.observer = observer
+        self.level = level
         self.slot = 0
         self.sessions: Sessions = NO_SESSIONS
         self.machine: MetadataState = EMPTY
 
     def apply(self, slot: int, value: bytes) -> Delivered | None:
-        """Apply the next fixed value."""
+        """Apply the next fixed value. Raises ``TooOld``."""
         assert slot == self.slot + 1, f"{self.owner} applies {slot} after {self.slot}"
         self.slot = slot
         self.sessions, delivered = deliver(self.sessions, slot, decode_value(value), self._command)
         return delivered
 
     def _command(self, slot: int, command: bytes) -> tuple[int, bytes]:
-        self.machine, result, _ = apply(self.machine, slot, command)
-        self.observer.on_applied(self.owner, slot, command, result)
+        plain = command
+        if self.level >= NEWER_LEVEL and command[1] == NEWER_LEVEL:
+            plain = at_level(command, 1)
+        self.machine, result, _ = apply(self.machine, slot, plain)
+        if self.observer is not None:
+            if command[1] > self.level:
+                self.observer.fail(f"{self.owner} goes on past slot {slot}: it is too old for it")
+            self.observer.on_applied(self.owner, slot, command, result)
         return 0, result
 
     def snapshot(self, chain: bytes, genesis: Genesis) -> bytes:
@@ -60,3 +72,8 @@ class Replica:
     def machine_bytes(self) -> bytes:
         """The whole state as bytes, to compare replicas."""
         return self.snapshot(bytes(CHAIN_BYTES), Genesis((), ()))
+
+
+def at_level(command: bytes, level: int) -> bytes:
+    """The same command at another feature level."""
+    return bytes((command[0], level)) + command[2:]

@@ -7,26 +7,30 @@ acts the voter may crash.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from tests.simulator.disk import DamagedError, Disk
+from tests.simulator.disk import DamagedError, Disk, NoSpaceError
 from tests.simulator.observer import Violation
-from tests.simulator.replica import Replica
+from tests.simulator.replica import NEWER_LEVEL, Replica
 from trex_core.invariants import InvariantViolation
+from trex_core.machine import TooOld
 from trex_core.messages import (
     NO_BALLOT,
     RUN_BYTES_MAX,
     VOTES,
+    Answer,
     AskOther,
     CatchUp,
     CatchupEntries,
     CatchupRequest,
     Fetch,
     Fetched,
+    Kind,
     Outcome,
     PeerMessage,
     Refusal,
     RefusalReason,
+    Renew,
     RepairRequest,
     SignedTip,
     SnapshotChunk,
@@ -39,6 +43,8 @@ from trex_core.messages import (
     VoterDigest,
     encode_value,
 )
+from trex_core.metadata.commands import LeaseExpire, encode_command, why_inadmissible
+from trex_core.quorum import Tally
 from trex_core.state import (
     Beat,
     CatchUpFailed,
@@ -75,20 +81,36 @@ from trex_core.wire import (
     frame,
     unframe,
 )
+from voters.leases import LeaseClock
 
 if TYPE_CHECKING:
     from tests.simulator.client import Client
+    from tests.simulator.tenant import Tenant
     from tests.simulator.world import World
 
 STREAM_BYTES_MAX = 1_200
 """Values in one datagram of the stream, in bytes; a larger value is left to catch-up."""
 SNAPSHOT_CHUNK_BYTES = 2_000
+ROOM_ACK_HEARTBEATS = 3
+"""A voter whose newest answer is older than this many heartbeats is not counted as having room."""
+EXPIRIES_PER_TURN = 8
+
+
+class Read(NamedTuple):
+    """A read, or a renewal, that waits for a heartbeat round after ``after_beat`` and for ``slot``,
+    and must see ``must_see``."""
+
+    after_beat: int
+    slot: int
+    must_see: int
+    renewal: tuple[Tenant, Renew] | None = None
 
 
 class Voter:
     """One voter process, its machine's disk, and its archive process (up when the machine is)."""
 
     disk_type = Disk
+    replica_type = Replica
 
     def __init__(self, world: World, address: int, tick_us: int) -> None:
         self.world = world
@@ -97,13 +119,17 @@ class Voter:
         self.up = False
         self.dead = False
         """For good: its disk is gone."""
+        self.replaced = ""
+        """How its disk was replaced: "wiped" or "rolled back". The cluster must stop it."""
+        self.level = 1
+        """The feature level its program knows; an upgrade comes with a restart."""
+        self.rate = world.clock_rate()
         self.paused_until = 0
         self.sync_fails = False
         """The next sync will fail."""
         self.genesis_durable = False
         self.incarnation = world.rng.getrandbits(63) | 1
-        who = Identity(world.cluster_id, address, self.incarnation, 0)
-        self.disk = self.disk_type(who, world.options.segment_bytes)
+        self.disk = self._new_disk()
         self.state: State
         self.config: Config
         self.boot = 0
@@ -112,10 +138,15 @@ class Voter:
     def __str__(self) -> str:
         return f"voter {self.address}"
 
+    def _new_disk(self) -> Disk:
+        world = self.world
+        who = Identity(world.cluster_id, self.address, self.incarnation, 0)
+        return self.disk_type(who, world.options.segment_bytes)
+
     def _forget(self) -> None:
         world = self.world
         self.reassembler = Reassembler()
-        self.replica = Replica(self, world.observer)
+        self.replica = self.replica_type(self, world.observer, self.level)
         self.pending_records: list[Record] = []
         self.pending_votes: list[Send] = []
         self.syncing_votes: list[Send] | None = None
@@ -125,8 +156,9 @@ class Voter:
         self.chains: list[bytes] = []
         """``chains[i]`` is the chain at slot ``log_before + i``."""
         self.waiting: dict[int, tuple[Client, Submit]] = {}
-        self.reads: list[tuple[int, int, int]] = []
-        """(wait for a heartbeat round after this, and for this slot; must see this slot)"""
+        self.reads: list[Read] = []
+        self.leases: LeaseClock | None = None
+        self.lease_round = 0
         self.barrier = 0
         """The last slot proposed when this voter became leader: reads wait for it."""
         self.counter = 0
@@ -141,6 +173,10 @@ class Voter:
         self._forget()
         try:
             found = self.disk.recover()
+        except NoSpaceError:
+            world.counts["starts_without_room"] += 1
+            world.restart_later(self)
+            return
         except DamagedError:
             world.counts["journals_refused"] += 1
             if not self.disk.flipped:
@@ -165,14 +201,22 @@ class Voter:
         if found.snapshot is not None:
             slot, chain, _ = self.replica.restore(found.snapshot)
             self.log_before, self.chains = slot, [chain]
+        slot = self.replica.slot
         for run in found.fixed:
-            world.observer.on_fixed(self, self.replica.slot, run)
-            self._apply(run)
+            world.observer.on_fixed(self, slot, run)
+            slot = run.last
         world.observer.on_recovered(self.address, found.state)
+        try:
+            for run in found.fixed:
+                self._apply(run)
+        except TooOld:
+            world.stop_too_old(self)
+            return
         self.up = True
         self.paused_until = 0
         if self.boot > 1:
             world.counts["restarts"] += 1
+        world.on_started(self)
         world.push(int(world.random() * self.tick_us), self, self.on_tick, self.boot, None)
 
     def crash(self) -> None:
@@ -188,6 +232,28 @@ class Voter:
         self.waiting.clear()
         world.restart_later(self)
 
+    def wipe(self) -> None:
+        """Its disk is replaced by a fresh one and formatted anew: a new incarnation."""
+        self.crash()
+        self.replaced = "wiped"
+        self.incarnation = self.world.rng.getrandbits(63) | 1
+        self.disk = self._new_disk()
+        self.world.observer.forget(self.address)
+        self.start()
+
+    def roll_back(self, copy: Disk) -> None:
+        """An old copy of its disk is put back."""
+        self.crash()
+        self.replaced = "rolled back"
+        self.disk = copy
+        self.world.observer.forget(self.address)
+        self.start()
+
+    def leave_for_good(self) -> None:
+        """An operator takes it away."""
+        self.crash()
+        self.dead = True
+
     # --- events -----------------------------------------------------------------------------
 
     def on_tick(self, boot: int, _: object) -> None:
@@ -195,7 +261,12 @@ class Voter:
         if boot != self.boot or not self.up:
             return
         self.world.push(self.tick_us, self, self.on_tick, boot, None)
-        self.step(Tick())
+        if self.disk.has_room != self.state.has_room:
+            self.step(DiskRoom(self.disk.has_room))
+        if self.up:
+            self.step(Tick())
+        if self.up and isinstance(self.state.role, Leader):
+            self._expire_leases(self.state.role)
         if self.up and self.state.tick % 4 == 0 and self.world.listeners:
             self._stream_tip()
 
@@ -229,11 +300,6 @@ class Voter:
         if boot == self.boot and self.up:
             self.step(Receive(self.address, self.incarnation, boot, message))
 
-    def on_disk_room(self, has_room: bool, _: object) -> None:
-        """The disk filled up, or was emptied."""
-        if self.up:
-            self.step(DiskRoom(has_room))
-
     # --- one step and its effects -----------------------------------------------------------
 
     def step(self, event: Event) -> None:
@@ -249,7 +315,8 @@ class Voter:
         if after.role is not before.role:
             self._role_changed(before, after)
         if after.halted:
-            raise Violation(f"{self} halts without a cause: {after.halted}")
+            self._halted(after.halted)
+            return
         if effects.records or effects.sends or effects.fixed:
             world.effects_seen += 1
             if world.crash_here(self):
@@ -259,14 +326,23 @@ class Voter:
         if self.reads and self.up and isinstance(self.state.role, Leader):
             self._answer_reads()
 
+    def _halted(self, why: str) -> None:
+        cause = {"wiped": "formatted again", "rolled back": "rolled back"}.get(self.replaced)
+        if cause is None or cause not in why:
+            raise Violation(f"{self} halts without a cause: {why}")
+        self.world.counts[f"stopped_because_{self.replaced.replace(' ', '_')}"] += 1
+        self.leave_for_good()
+
     def _carry_out(self, effects: Effects) -> None:
         if effects.records:
             self.pending_records.extend(effects.records)
         if effects.sends:
             self._send_all(effects.sends)
         for run in effects.fixed:
-            self._fixed(run)
-        self._flush()
+            if self.up:
+                self._fixed(run)
+        if self.up:
+            self._flush()
 
     def _crash_amid(self, effects: Effects) -> None:
         """Carry out only a part of the effects, then crash."""
@@ -280,10 +356,11 @@ class Voter:
             self._flush()
         self.pending_records.extend(effects.records)
         self._send_all(effects.sends[: int(random() * (len(effects.sends) + 1))])
-        if random() < 0.5:
+        if self.up and random() < 0.5:
             for run in effects.fixed:
-                self._fixed(run)
-        if random() < 0.5:
+                if self.up:
+                    self._fixed(run)
+        if self.up and random() < 0.5:
             self._flush()
         self.crash()
 
@@ -299,6 +376,7 @@ class Voter:
                 self._reply(client, Refusal(submit.id, RefusalReason.LEADERSHIP_LOST, 0, ""))
             self.waiting.clear()
             self.reads.clear()
+            self.leases, self.lease_round = None, 0
 
     def _send_all(self, sends: tuple[Send, ...]) -> None:
         for send in sends:
@@ -315,6 +393,9 @@ class Voter:
     def _send(self, send: Send) -> None:
         """Now it leaves."""
         world, message, to = self.world, send.message, send.to
+        if not self.up or world.crash_at_point(self, "send"):
+            self.crash()
+            return
         if isinstance(message, CatchUp):
             self._catch_up(to, message.first)
             return
@@ -349,7 +430,15 @@ class Voter:
         records = tuple(self.pending_records)
         self.syncing_votes = self.pending_votes
         self.pending_records, self.pending_votes = [], []
-        self.disk.write(records, self.state)
+        try:
+            self.disk.write(records, self.state)
+        except NoSpaceError:
+            world.counts["writes_without_room"] += 1
+            self.crash()
+            return
+        if world.crash_at_point(self, "record", len(records)):
+            self.crash()
+            return
         options = world.options
         delay = options.sync_min_us + int(world.random() * options.sync_span_us)
         world.push(delay, self, self.on_synced, self.boot, records)
@@ -388,8 +477,15 @@ class Voter:
 
     def _fixed(self, run: FixedRun) -> None:
         world = self.world
+        if world.crash_at_point(self, "fixed"):
+            self.crash()
+            return
         world.observer.on_fixed(self, self.replica.slot, run)
-        self._apply(run)
+        try:
+            self._apply(run)
+        except TooOld:
+            world.stop_too_old(self)
+            return
         if world.listeners and isinstance(self.state.role, Leader):
             self._stream(run.first, run.last, self.state.role.ballot, repair=False)
 
@@ -423,16 +519,30 @@ class Voter:
         if boot != self.boot or not self.up:
             return
         slot, data = snapshot
+        if not self._keep_snapshot(slot, data):
+            return
         self.world.counts["snapshots"] += 1
-        gone = min(self.disk.keep_snapshot(slot, data), self.replica.slot) - self.log_before
+        gone = min(self.disk.forgettable, self.replica.slot) - self.log_before
         if gone > 0:
             del self.log[:gone]
             del self.chains[:gone]
             self.log_before += gone
 
+    def _keep_snapshot(self, slot: int, data: bytes) -> bool:
+        """Each act on the disk, unless a crash comes between: False."""
+        world = self.world
+        for boundary in self.disk.keep_snapshot(slot, data):
+            if boundary == "delete":
+                world.counts["segments_deleted"] += 1
+            if world.crash_at_act(self, boundary):
+                world.counts[f"crashes_amid_{boundary}"] += 1
+                self.crash()
+                return False
+        return True
+
     # --- clients ----------------------------------------------------------------------------
 
-    def _reply(self, client: Client, reply: Outcome | Refusal) -> None:
+    def _reply(self, client: Client, reply: Outcome | Refusal | Answer) -> None:
         self.world.network.connection(
             self.address,
             client,
@@ -446,12 +556,18 @@ class Voter:
             return
         frames = FrameBuffer(self.world.cluster_id, Channel.CLIENT).feed(data)
         submits = [decode_request(request.body) for request in frames]
+        submits = [submit for submit in submits if not self._refused_for_its_level(client, submit)]
         role = self.state.role
         if not isinstance(role, Leader) or role.handover is not None:
             leader = self.state.leader.voter
             for submit in submits:
                 refusal = Refusal(submit.id, RefusalReason.NOT_LEADER, leader, "")
                 self._reply(client, refusal)
+            return
+        if not self._quorum_has_room(role):
+            for submit in submits:
+                self.world.counts["refused_for_full_disks"] += 1
+                self._reply(client, Refusal(submit.id, RefusalReason.DISK_FULL, 0, ""))
             return
         values = tuple(
             encode_value(
@@ -480,18 +596,40 @@ class Voter:
 
     def on_read(self, _: object, __: object) -> None:
         """A linearizable read: answered once a heartbeat round begun later is acknowledged."""
+        self._take_read(None)
+
+    def on_renew(self, data: bytes, tenant: Tenant) -> None:
+        """A renewal of leases: as a read, and it counts from its arrival."""
+        if not self.up:
+            return
+        (part,) = FrameBuffer(self.world.cluster_id, Channel.CLIENT).feed(data)
+        request = decode_request(part.body)
+        assert isinstance(request, Renew)
+        if isinstance(self.state.role, Leader):
+            self._renew(request)
+            self._take_read((tenant, request))
+        else:
+            leader = self.state.leader.voter
+            self._reply(tenant, Refusal(request.id, RefusalReason.NOT_LEADER, leader, ""))
+
+    def _take_read(self, renewal: tuple[Tenant, Renew] | None) -> None:
         role = self.state.role if self.up else None
         if not isinstance(role, Leader):
             return
         slot = max(self.state.fixed, self.barrier)
-        self.reads.append((role.beat, slot, self.world.observer.acknowledged_slot))
+        self.reads.append(Read(role.beat, slot, self.world.observer.acknowledged_slot, renewal))
         self.step(Beat())
 
     def _answer_reads(self) -> None:
         role = self.state.role
         assert isinstance(role, Leader)
         while self.reads and self._may_answer(role, *self.reads[0][:2]):
-            _, _, must_see = self.reads.pop(0)
+            _, _, must_see, renewal = self.reads.pop(0)
+            if renewal is not None:
+                tenant, request = renewal
+                body = encode_body(self._renew(request))
+                self._reply(tenant, Answer(request.id, self.replica.slot, body))
+                continue
             self.world.counts["reads_answered"] += 1
             if self.replica.slot < must_see:
                 raise Violation(
@@ -501,6 +639,78 @@ class Voter:
 
     def _may_answer(self, role: Leader, after_beat: int, slot: int) -> bool:
         return role.beat_acked > after_beat and self.replica.slot >= slot
+
+    # --- leases: as the server does ---------------------------------------------------------
+
+    def clock_ms(self) -> int:
+        """This machine's clock."""
+        return int(self.world.now * self.rate / 1000)
+
+    def _lease_times_ms(self) -> dict[int, int]:
+        return {name: lease.ttl_ms for name, lease in self.replica.machine.leases.items()}
+
+    def _renew(self, request: Renew) -> tuple[int, ...]:
+        times_ms = self._lease_times_ms()
+        if self.leases is None:
+            return tuple(lease for lease in request.leases if lease in times_ms)
+        return self.leases.renew(request.leases, times_ms, self.clock_ms())
+
+    def _expire_leases(self, role: Leader) -> None:
+        if role.beat_acked == self.lease_round or self.replica.slot < self.barrier:
+            return
+        if not self.world.options.tenants:
+            return
+        times_ms, now_ms = self._lease_times_ms(), self.clock_ms()
+        if self.leases is None:
+            self.leases = self._lease_clock(times_ms, now_ms)
+        else:
+            self.leases.reconcile(times_ms, now_ms)
+        self.lease_round = role.beat_acked
+        self.leases.advance(now_ms, role.beat_acked)
+        expired = self.leases.expire(EXPIRIES_PER_TURN)
+        if not expired:
+            return
+        slots, _ = self.world.core.room(self.state)
+        if not self._quorum_has_room(role) or slots < len(expired):
+            self.leases.give_up(expired)
+            return
+        self.world.counts["leases_expired"] += len(expired)
+        values = tuple(
+            encode_value(
+                Value(
+                    Kind.ENGINE,
+                    role.ballot,
+                    self.world.now // 1000,
+                    command=encode_command(LeaseExpire(lease)),
+                )
+            )
+            for lease in expired
+        )
+        self.step(Propose(values))
+
+    def _lease_clock(self, times_ms: dict[int, int], now_ms: int) -> LeaseClock:
+        heartbeat_ms = max(1, self.config.heartbeat_ticks * self.tick_us // 1000)
+        return LeaseClock(heartbeat_ms, times_ms, now_ms)
+
+    # --- what is refused --------------------------------------------------------------------
+
+    def _quorum_has_room(self, role: Leader) -> bool:
+        state, config = self.state, self.config
+        if state.has_room and all(ack.has_room for ack in role.acks):
+            return True
+        fresh = state.tick - ROOM_ACK_HEARTBEATS * config.heartbeat_ticks
+        yes = [ack.voter for ack in role.acks if ack.has_room and ack.tick >= fresh]
+        if state.has_room:
+            yes.append(self.address)
+        return config.quorums.accept(yes) is Tally.WIN
+
+    def _refused_for_its_level(self, client: Client, submit: Submit) -> bool:
+        """A gateway proposes nothing that its own program does not know."""
+        if self.level >= NEWER_LEVEL or not why_inadmissible(submit.command):
+            return False
+        self.world.counts["refused_for_their_level"] += 1
+        self._reply(client, Refusal(submit.id, RefusalReason.MALFORMED, 0, ""))
+        return True
 
     # --- the stream -------------------------------------------------------------------------
 
@@ -619,8 +829,9 @@ class Voter:
             self.world.counts["snapshots_too_late"] += 1
             return
         self.world.observer.on_snapshot(self, slot, data)
-        self.disk.keep_snapshot(slot, data)
-        replica = Replica(self, self.world.observer)
+        if not self._keep_snapshot(slot, data):
+            return
+        replica = self.replica_type(self, self.world.observer, self.level)
         slot, chain, genesis = replica.restore(data)
         self.replica = replica
         self.log, self.log_before, self.chains = [], slot, [chain]
@@ -631,7 +842,9 @@ class Voter:
     # --- the archive process ----------------------------------------------------------------
 
     def serve(self, data: bytes) -> bytes | None:
-        """What this voter's archive answers to a catch-up request."""
+        """What this voter's archive answers to a catch-up request; None: it is down."""
+        if self.world.archives_down_until > self.world.now:
+            return None
         try:
             (part,) = FrameBuffer(self.world.cluster_id, Channel.CATCHUP).feed(data)
             request = decode_catchup(part.body)

@@ -16,11 +16,14 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from tests.simulator.client import Client
+from tests.simulator.disk import FREE_BYTES_MIN, Disk
 from tests.simulator.listener import Listener
 from tests.simulator.mutants import small_core
 from tests.simulator.network import Network, Node
 from tests.simulator.observer import Observer, Violation
 from tests.simulator.options import TICK_US, Options, draw
+from tests.simulator.replica import NEWER_LEVEL
+from tests.simulator.tenant import Tenant
 from tests.simulator.voter import Voter
 from trex_core import invariants, learner, paxos
 from trex_core.quorum import Majority
@@ -36,6 +39,10 @@ from trex_core.wire import (
 
 LISTENERS_FROM = 100
 CLIENTS_FROM = 200
+TENANTS_FROM = 300
+CORE_COMMIT_TICKS = 600
+"""Where only a quorum was healed and the rest stays broken, it must have answered a new command
+within this many nominal ticks."""
 LEADER_PATIENCE = 16
 """After healing somebody must lead within this many longest election timeouts ..."""
 PATIENCE = 32
@@ -43,13 +50,24 @@ PATIENCE = 32
 BACK_OFF_US = 4_000_000
 """... this time: listeners pause up to 1.6 s of their clock between catch-ups that fail, clients
 ask again after 12 ticks."""
+LISTENER_CUT_TICKS = 120
+"""Long enough to take the stream for dead, ask each voter in vain, and then a listener."""
 CALL_TIMEOUT_US = 4 * TICK_US
+CLOCK_DRIFT = 0.02
+"""Clocks that leases are counted on run this much too fast or too slow, at most."""
+FOR_EVER_US = 1 << 60
+BROKEN = ("down", "paused", "cut", "deaf", "mute", "lossy", "storm", "full")
+"""What a voter may be that is not healed."""
+BROKEN_LOSS = 0.7
 
 
 class CrashPoint(NamedTuple):
     """Voter ``voter`` crashes at the ``k``-th time it gets to a boundary: "step" (before any effect
-    of a step that has some), "written" (records handed to the disk, some letters sent), "synced"
-    (the k-th record is durable, no vote has left) or "half_sent" (some have)."""
+    of a step that has some), "written" (records handed to the disk, some letters sent), "record"
+    (the k-th record is handed to the disk, not synced), "synced" (the k-th record is durable, no
+    vote has left), "half_sent" (some have), "send" (before the k-th letter), "fixed" (before the
+    k-th fixed run is delivered), "snapshot" or "delete" (before the k-th act that makes a snapshot
+    durable, or that deletes a segment)."""
 
     voter: int
     boundary: str
@@ -82,7 +100,12 @@ class World:
             invariants.check_step if check_steps else lambda *_: None
         )
         self.crash_at = crash_at
-        self.crash_point_passed = 0
+        self.passed: Counter[tuple[int, str]] = Counter()
+        """How often each voter got to each boundary."""
+        self.archives_down_until = 0
+        self.storming: set[int] = set()
+        """Voters that crash again and again after the healing."""
+        self.tenancies = 0
         self.trace = trace
         self.rng = Random(f"world {seed}")
         self.random = self.rng.random
@@ -108,6 +131,9 @@ class World:
         self.clients = [
             Client(self, CLIENTS_FROM + n, self._tick()) for n in range(self.options.clients)
         ]
+        self.clients.extend(
+            Tenant(self, TENANTS_FROM + n, self._tick()) for n in range(self.options.tenants)
+        )
         for voter in self.voters.values():
             voter.start()
         for listener in self.listeners:
@@ -122,6 +148,10 @@ class World:
     def _tick(self) -> int:
         skew = self.options.skew
         return int(TICK_US * (1 - skew + 2 * skew * self.random()))
+
+    def clock_rate(self) -> float:
+        """How fast the clock of a machine runs that counts leases."""
+        return 1 + CLOCK_DRIFT * (2 * self.random() - 1) if self.options.tenants else 1.0
 
     # --- the heap ---------------------------------------------------------------------------
 
@@ -184,25 +214,54 @@ class World:
         self.healed = True
         self.chaos = False
         self.network.heal()
+        self.archives_down_until = 0
         everybody = self.options.heal_all or not self._genesis_everywhere()
-        for voter in self.voters.values():
-            voter.paused_until = 0
-            if not voter.up and not voter.dead:
-                voter.start()
-        self.well = [v for v in self.voters.values() if not v.dead]
+        self.well = [v for v in self.voters.values() if not v.dead and not v.replaced]
         if not everybody:
             needed = len(self.voters) // 2 + 1
             chosen = self.rng.sample(self.well, needed)
             self.well = [v for v in self.well if v in chosen]
         for voter in self.voters.values():
-            if voter in self.well:
-                voter.on_disk_room(True, None)
-            else:
-                voter.crash()
-        for listener in self.listeners:
-            listener.paused_until = 0
+            voter.paused_until = 0
+            voter.disk.free_bytes = None
+            voter.sync_fails = False
+        for node in (*self.well, *self.listeners):
+            node.paused_until = 0
+            if self.newer_voters():  # or what a client asks for may be refused for ever
+                self._upgrade(node)
+            if not node.up:
+                node.start()
+        for voter in self.voters.values():
+            if not everybody and voter not in self.well and not voter.dead:
+                self._break(voter)
         for client in self.clients:
             client.answered = 0
+        self.core_only = not everybody
+        self.counts["healed_all" if everybody else "healed_core_only"] += 1
+
+    def _break(self, voter: Voter) -> None:
+        """It stays broken to the end, in one way or another."""
+        way = self.rng.choice(BROKEN)
+        self.counts[f"broken_{way}"] += 1
+        me, others = voter.address, [a for a in self._addresses() if a != voter.address]
+        if way in ("cut", "deaf"):
+            self.network.cut |= {(other, me) for other in others}
+        if way in ("cut", "mute"):
+            self.network.cut |= {(me, other) for other in others}
+        if way == "lossy":
+            for other in others:
+                self.network.lossy[me, other] = self.network.lossy[other, me] = BROKEN_LOSS
+        if way == "full":
+            voter.disk.free_bytes = int(self.random() * FREE_BYTES_MIN)
+        if way == "down":
+            voter.crash()
+        elif not voter.up:
+            voter.start()
+        if way == "paused":
+            voter.paused_until = FOR_EVER_US
+        if way == "storm":
+            self.storming.add(me)
+            self.on_storm(voter, FOR_EVER_US)
 
     def _genesis_everywhere(self) -> bool:
         """Is slot 1 fixed on each disk, so that any quorum can go on without the others (R10)?"""
@@ -214,6 +273,7 @@ class World:
         start = self.now
         longest_us = options.election_ticks_max * int(TICK_US * (1 + options.skew))
         self.leader_after_us = -1
+        self.commit_after_ticks = -1
         while True:
             for _ in range(25):
                 self.turn()
@@ -223,6 +283,11 @@ class World:
                 self.leader_after_us = self.now - start
             for client in self.clients:
                 client.stopping = client.answered > 0
+            ticks = (self.now - start) // TICK_US
+            if self.commit_after_ticks < 0 and any(c.stopping for c in self.clients):
+                self.commit_after_ticks = ticks
+            if self.core_only and self.commit_after_ticks < 0 and ticks > CORE_COMMIT_TICKS:
+                raise Violation(f"the core commits nothing in {ticks} ticks: {self.describe()}")
             if all(c.stopping and c.idle for c in self.clients) and self._converged():
                 break
             if self.leader_after_us < 0 and self.now - start > LEADER_PATIENCE * longest_us:
@@ -242,9 +307,11 @@ class World:
     def check_end(self) -> None:
         """All replicas hold the same state, and whatever was acknowledged is in it."""
         slot = len(self.observer.log)
-        states = {str(node): node.replica.machine_bytes() for node in (*self.well, *self.listeners)}
-        if len(set(states.values())) != 1:
-            raise Violation(f"states differ at slot {slot}: {sorted(states)}")
+        self.observer.replay(slot)
+        expected = self.observer.replayed.machine_bytes()
+        for node in (*self.well, *self.listeners):
+            if node.replica.machine_bytes() != expected:
+                raise Violation(f"{node}: its state at slot {slot} is not what a replay gives")
         for command, told in self.observer.acknowledged.items():
             if self.observer.applied[command][0] != told or told > slot:
                 raise Violation(f"an acknowledged command of slot {told} is lost")
@@ -305,25 +372,35 @@ class World:
 
     def crash_here(self, voter: Voter) -> bool:
         """Does ``voter`` crash while it carries out the effects of this step?"""
-        if self._at_crash_point(voter, ("step", "written"), 1):
+        if self.crash_at_point(voter, "step") | self.crash_at_point(voter, "written"):
             return True
         rate = self.options.boundary_crash
         return rate > 0 and self.chaos and self.random() < rate
 
     def crash_at_sync(self, voter: Voter, records: int) -> bool:
         """Does ``voter`` crash between a sync and the votes that waited for it?"""
-        if self._at_crash_point(voter, ("synced", "half_sent"), records):
+        synced = self.crash_at_point(voter, "synced", records)
+        if synced | self.crash_at_point(voter, "half_sent", records):
             return True
         rate = self.options.boundary_crash
         return rate > 0 and self.chaos and self.random() < rate
 
-    def _at_crash_point(self, voter: Voter, boundaries: tuple[str, str], count: int) -> bool:
+    def crash_at_act(self, voter: Voter, boundary: str) -> bool:
+        """Does ``voter`` crash between two acts of its snapshots and segments?"""
+        if self.crash_at_point(voter, boundary):
+            return True
+        rate = 3 * self.options.boundary_crash  # there are fewer of them
+        return rate > 0 and self.chaos and self.random() < rate
+
+    def crash_at_point(self, voter: Voter, boundary: str, count: int = 1) -> bool:
+        """Does ``voter`` crash now that it gets to ``boundary``, ``count`` times at once?"""
         point = self.crash_at
-        if point is None or voter.address != point.voter or point.boundary not in boundaries:
+        if point is None:
             return False
-        before = self.crash_point_passed
-        self.crash_point_passed += count
-        return before < point.k <= self.crash_point_passed
+        who = (voter.address, boundary)
+        before = self.passed[who]
+        self.passed[who] += count
+        return who == (point.voter, point.boundary) and before < point.k <= self.passed[who]
 
     def fail_sync(self, voter: Voter) -> bool:
         """Does this sync of ``voter`` fail?"""
@@ -335,14 +412,53 @@ class World:
 
     def restart_later(self, voter: Voter) -> None:
         """``voter`` crashed; somebody starts it again."""
-        if not self.healed or self.crash_at is not None:
+        if self._restarts(voter):
             downtime = int(self.random() * self.options.downtime_us)
             self.push(downtime, None, self.on_restart, voter, None)
 
+    def _restarts(self, voter: Voter) -> bool:
+        """Is somebody there who starts it again? After the healing the well restart, and those that
+        are broken in that they restart."""
+        if not self.healed or self.crash_at is not None:
+            return True
+        return voter in self.well or voter.address in self.storming
+
     def on_restart(self, voter: Voter, _: object) -> None:
         """Start it unless it runs."""
-        if not voter.up and not voter.dead and (not self.healed or self.crash_at is not None):
+        if not voter.up and not voter.dead and self._restarts(voter):
             voter.start()
+
+    def on_started(self, voter: Voter) -> None:
+        """A voter started, and forgot which boots of others it has heard of. So a voter whose disk
+        was rolled back might be counted by it: its operator takes that one away first."""
+        for other in self.voters.values():
+            if other.replaced == "rolled back" and other is not voter and not other.dead:
+                self.counts["rolled_back_and_taken_away"] += 1
+                other.leave_for_good()
+
+    def stop_too_old(self, node: Voter | Listener) -> None:
+        """A slot holds what the program of ``node`` does not know: it stops, never goes on without;
+        the program is replaced, or first started again as it is."""
+        self.counts["stopped_too_old"] += 1
+        if isinstance(node, Voter):
+            node.crash()
+        node.up = False
+        if self.healed or self.random() < 0.7:
+            self.counts["upgrades"] += 1
+            node.level = NEWER_LEVEL
+        if isinstance(node, Voter):
+            self.push(int(self.random() * TICK_US), None, self.on_restart, node, None)
+        else:
+            self.push(int(self.random() * TICK_US), None, self.on_restart_listener, node, None)
+
+    def on_restart_listener(self, listener: Listener, _: object) -> None:
+        """Start it unless it runs."""
+        if not listener.up:
+            listener.start()
+
+    def newer_voters(self) -> int:
+        """How many voters run the newer program."""
+        return sum(voter.level >= NEWER_LEVEL for voter in self.voters.values())
 
     def on_fault(self, _: object, __: object) -> None:
         """One fault of those the seed has, and the time of the next."""
@@ -381,14 +497,15 @@ class World:
         node = nodes[int(self.random() * len(nodes))]
         node.paused_until = self.now + int(self.random() * 30 * TICK_US)
 
-    def _cut(self, links: set[tuple[int, int]]) -> None:
-        """Cut ``links`` for a while."""
+    def _cut(self, links: set[tuple[int, int]], ticks: int = 40) -> None:
+        """Cut ``links`` for a while, at most ``ticks``."""
         self.network.cut |= links
-        self.push(int(self.random() * 40 * TICK_US), None, self.on_links_well, links, None)
+        self.push(int(self.random() * ticks * TICK_US), None, self.on_links_well, links, None)
 
     def on_links_well(self, links: set[tuple[int, int]], _: object) -> None:
         """These links carry again."""
-        self.network.cut -= links
+        if not self.healed:
+            self.network.cut -= links
 
     def fault_split(self) -> None:
         """Two sides that do not hear each other."""
@@ -401,18 +518,50 @@ class World:
         self._cut({(a, b) for a in ids for b in ids if a != b and self.random() < 0.3})
 
     def fault_isolate_leader(self) -> None:
-        """The leader is cut off from voters, or from all: wholly, or it only hears or speaks."""
+        """The leader is cut off from voters, or from all: wholly, or it is not heard."""
+        self._cut_off_leader(True, self.random() < 0.5)
+
+    def fault_deaf_leader(self) -> None:
+        """The leader hears nobody, but all hear it."""
+        self._cut_off_leader(False, True)
+
+    def _cut_off_leader(self, from_it: bool, to_it: bool) -> None:
         leader = self.leader()
         if leader is None:
             return
-        way = int(self.random() * 3)
         links = set()
         for other in self._addresses() if self.random() < 0.5 else self.voter_ids:
-            if way != 1:
+            if from_it:
                 links.add((leader.address, other))
-            if way != 2:
+            if to_it:
                 links.add((other, leader.address))
+        self.counts["leaders_cut_off"] += from_it
+        self.counts["leaders_deafened"] += not from_it
         self._cut(links)
+
+    def fault_hub_only(self) -> None:
+        """Voters hear each other through one of them only, which passes nothing on."""
+        ids, hub = self.voter_ids, self._somebody().address
+        self._cut({(a, b) for a in ids for b in ids if hub not in (a, b)})
+
+    def fault_clog(self) -> None:
+        """Some paths hold everything back for a while, then let it through at once."""
+        until = self.now + int(self.random() * 30 * TICK_US)
+        for a in self._addresses():
+            for b in self._addresses():
+                if a != b and self.random() < 0.3:
+                    self.network.clogged[a, b] = until
+
+    def fault_cut_listener(self) -> None:
+        """A listener hears other listeners only."""
+        if self.listeners:
+            me, ids = self.rng.choice(self.listeners).address, self.voter_ids
+            links = {(me, voter) for voter in ids} | {(voter, me) for voter in ids}
+            self._cut(links, LISTENER_CUT_TICKS)
+
+    def fault_archives_down(self) -> None:
+        """For a while no voter's archive answers."""
+        self.archives_down_until = self.now + int(self.random() * 80 * TICK_US)
 
     def _addresses(self) -> list[int]:
         return [*self.voter_ids, *(node.address for node in (*self.listeners, *self.clients))]
@@ -427,11 +576,94 @@ class World:
         if leader is not None and leader.paused_until <= self.now:
             leader.step(StartHandOver(self.rng.choice((0, *self.voter_ids))))
 
-    def fault_disk_room(self) -> None:
-        """A disk fills up, or is emptied."""
+    def fault_full_disk(self) -> None:
+        """A disk, or each, is filled by others, below its mark or nearly, and emptied later."""
+        voters = list(self.voters.values()) if self.random() < 0.2 else [self._somebody()]
+        for voter in voters:
+            voter.disk.free_bytes = int(self.random() * 1.3 * FREE_BYTES_MIN)
+        self.push(int(self.random() * 60 * TICK_US), None, self.on_disks_emptied, voters, None)
+
+    def on_disks_emptied(self, voters: list[Voter], _: object) -> None:
+        """There is plenty of room again."""
+        if not self.healed:
+            for voter in voters:
+                voter.disk.free_bytes = None
+
+    def fault_restart_storm(self) -> None:
+        """Some voters crash again and again."""
+        for voter in self.voters.values():
+            if self.random() < 0.5:
+                self.on_storm(voter, 1 + int(self.random() * 6))
+
+    def on_storm(self, voter: Voter, left: int) -> None:
+        """One crash of a storm, and the time of the next."""
+        if voter.dead or (self.healed and voter.address not in self.storming):
+            return
+        self.counts["storm_crashes"] += voter.up
+        voter.crash()
+        back = int(self.random() * 2 * TICK_US)
+        self.push(back, None, self.on_restart, voter, None)
+        if left > 1:
+            again = back + int(self.random() * 10 * TICK_US)
+            self.push(again, None, self.on_storm, voter, left - 1)
+
+    def fault_upgrade(self) -> None:
+        """One node after the other is restarted with the newer program."""
+        if self.options.levels:
+            self.on_upgrade(None, None)
+
+    def on_upgrade(self, _: object, __: object) -> None:
+        """The next node of a rolling upgrade."""
+        nodes = [n for n in (*self.voters.values(), *self.listeners) if n.level < NEWER_LEVEL]
+        if nodes and not self.healed:
+            self._upgrade(self.rng.choice(nodes))
+            self.push(int(self.random() * 10 * TICK_US), None, self.on_upgrade, None, None)
+
+    def _upgrade(self, node: Voter | Listener) -> None:
+        if node.level < NEWER_LEVEL:
+            self.counts["upgrades"] += 1
+            node.level = NEWER_LEVEL
+            if isinstance(node, Voter):
+                node.crash()
+            else:
+                node.restart()
+
+    def _may_lose_a_disk(self) -> bool:
+        """Fewer than half of the voters ever lose what they promised, and none before all know who
+        is a member."""
+        lost = sum(v.disk.flipped or bool(v.replaced) for v in self.voters.values())
+        return lost < (len(self.voters) - 1) // 2 and self._genesis_everywhere()
+
+    def fault_wipe(self) -> None:
+        """A disk breaks, and somebody formats the new one, which must not be done."""
         voter = self._somebody()
-        if voter.up and voter.paused_until <= self.now:
-            voter.on_disk_room(not voter.state.has_room, None)
+        if self._may_lose_a_disk() and not voter.dead and self.random() < 0.3:
+            self.counts["wiped"] += 1
+            voter.wipe()
+
+    def fault_roll_back(self) -> None:
+        """Somebody copies a voter's disk, and later puts the copy back, which must not be done."""
+        voter = self._somebody()
+        if voter.genesis_durable and not voter.disk.flipped and not voter.replaced:
+            self.on_roll_back((voter, voter.disk.copy()), 20)
+
+    def on_roll_back(self, what: tuple[Voter, Disk], tries: int) -> None:
+        """Put the copy back when it is two boots old and the others have heard of a later one: only
+        then is it found out (docs/limits.md)."""
+        voter, copy = what
+        if self.healed or voter.dead or voter.disk.flipped or voter.replaced or not tries:
+            return
+        boot = copy.boot + 1
+        peers = [v for v in self.voters.values() if v is not voter and not v.dead]
+        if voter.boot <= boot:
+            voter.crash()
+        elif self._may_lose_a_disk() and all(
+            peer.up and dict(peer.state.boots).get(voter.address, 0) > boot for peer in peers
+        ):
+            self.counts["rolled_back"] += 1
+            voter.roll_back(copy)
+            return
+        self.push(int(self.random() * 10 * TICK_US), None, self.on_roll_back, what, tries - 1)
 
     def fault_sync_failure(self) -> None:
         """The next sync of one voter fails."""
@@ -439,13 +671,8 @@ class World:
 
     def fault_bit_flip(self) -> None:
         """A bit of a durable record flips, at fewer than half of the voters ever."""
-        dead = sum(voter.disk.flipped for voter in self.voters.values())
         voter = self._somebody()
-        if (
-            dead >= (len(self.voters) - 1) // 2
-            or not self._genesis_everywhere()
-            or self.random() < 0.5
-        ):
+        if not self._may_lose_a_disk() or voter.dead or self.random() < 0.5:
             return
         if voter.disk.flip_bit(self.rng):
             voter.crash()
