@@ -17,7 +17,6 @@ from tests.simulator.options import draw
 from tests.simulator.swarm import run_seeds, summary
 from tests.simulator.world import World
 
-
 LINE_EVERY_S = 5.0
 """How often the progress line is written where it is not a terminal."""
 

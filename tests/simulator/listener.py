@@ -63,7 +63,7 @@ class Listener:
         self.tick_us = tick_us
         self.up = True
         self.paused_until = 0
-        self.boot = 0
+        self.life = 0
         self.name = f"listener-{address}"
         self.instance = VOTER_ID_MAX + 1 + address
         self.identity = Identity(world.cluster_id, incarnation=self.instance)
@@ -87,7 +87,7 @@ class Listener:
 
     def start(self) -> None:
         """Run from what is stored."""
-        self.boot += 1
+        self.life += 1
         self.up = True
         self.replica = Replica(self, self.world.observer, self.level)
         self.replica.copy_from(self.stored)
@@ -98,7 +98,7 @@ class Listener:
         self.download = b""
         self.wake_at: int | None = None
         self._take(learner.Clock(self._now_ms()))
-        self.world.push(REPORT_TICKS * self.tick_us, self, self.on_report, self.boot, None)
+        self.world.push(REPORT_TICKS * self.tick_us, self, self.on_report, self.life, None)
 
     def restart(self) -> None:
         """Killed, and started again: what was not stored is delivered again."""
@@ -113,11 +113,11 @@ class Listener:
 
     # --- events -----------------------------------------------------------------------------
 
-    def on_report(self, boot: int, _: object) -> None:
+    def on_report(self, life: int, _: object) -> None:
         """Time to tell the others how this one is."""
-        if boot == self.boot and self.up:
+        if life == self.life and self.up:
             self._report()
-            self.world.push(REPORT_TICKS * self.tick_us, self, self.on_report, boot, None)
+            self.world.push(REPORT_TICKS * self.tick_us, self, self.on_report, life, None)
 
     def on_stream(self, data: bytes, _: object) -> None:
         """A datagram of the stream."""
@@ -142,9 +142,9 @@ class Listener:
                 able = message.ready and not message.leaving
                 self._take(learner.HelperHeard(message.instance, able, self._now_ms()))
 
-    def on_wake(self, boot: int, due: int) -> None:
+    def on_wake(self, life: int, due: int) -> None:
         """The time the learner asked for."""
-        if boot == self.boot and self.up and self.wake_at == due:
+        if life == self.life and self.up and self.wake_at == due:
             self.wake_at = None
             self._take(learner.Clock(self._now_ms()))
 
@@ -177,7 +177,7 @@ class Listener:
             due = max(effects.wake_ms * self.tick_us // 10, world.now + 500)
             if self.wake_at is None or due < self.wake_at or self.wake_at <= world.now:
                 self.wake_at = due
-                world.push(due - world.now, self, self.on_wake, self.boot, due)
+                world.push(due - world.now, self, self.on_wake, self.life, due)
 
     def _store(self) -> None:
         self.stored.copy_from(self.replica)
@@ -253,7 +253,7 @@ class Listener:
             frame(self.identity, Channel.CATCHUP, encode_body(request)),
             lambda reply, _: self._on_catch_up(to, reply),
             lambda _, __: self._take(learner.CatchupFailed(to, self._now_ms())),
-            self.boot,
+            self.life,
         )
 
     def _on_catch_up(self, to: int, reply: bytes) -> None:

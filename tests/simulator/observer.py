@@ -31,7 +31,6 @@ from trex_core.state import (
     genesis_of,
 )
 
-
 FIRST_DISKS = (1 << 16) - 1
 """The bits of voters on the disks they were first formatted on."""
 _LEASE_EXPIRE = encode_command(LeaseExpire(0))[1:4]
@@ -58,7 +57,7 @@ class Observer:
         self.holders: dict[int, dict[Ballot, int]] = {}
         """Slot -> ballot -> bits of the voters that ever held this accept durably."""
         self.bits: dict[int, int] = {}
-        """The bits of voters whose disk was replaced: above ``FIRST_DISKS``, so they never count."""
+        """The bits of voters whose disk was replaced: above ``FIRST_DISKS``, they never count."""
         self.durable_promise: dict[int, Ballot] = {}
         self.told_promise: dict[int, Ballot] = {}
         self.told_accepts: dict[int, dict[int, Ballot]] = {}

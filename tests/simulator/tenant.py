@@ -1,4 +1,4 @@
-"""A simulated holder of a lease: wants a name for itself alone, keeps it by renewals, gives it back.
+"""A simulated holder of a lease: takes a name for itself alone, renews, gives it back.
 
 This module alone says when a client may believe that it holds something: from the answer to its
 join until its lease may have run out, counted from sending, on its own clock. No two may ever
@@ -98,7 +98,7 @@ class Tenant(Client):
     def _sure_until(self, sent_us: int) -> int:
         return sent_us + int((self.ttl_ms - DRIFT_MS) * 1000 / self.rate)
 
-    def _applied(self, number: int, command: bytes, slot: int, body: bytes) -> None:
+    def _applied(self, number: int, command: bytes, _: int, body: bytes) -> None:
         world = self.world
         sent_us = self.first_sent_us.pop(number)
         match decode_command(command), decode_result(body):

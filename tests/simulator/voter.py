@@ -133,6 +133,8 @@ class Voter:
         self.state: State
         self.config: Config
         self.boot = 0
+        self.life = 0
+        """Starts so far: what an earlier one set going must not reach a later one."""
         self._forget()
 
     def __str__(self) -> str:
@@ -184,6 +186,7 @@ class Voter:
             self.dead = True
             return
         self.boot = found.boot
+        self.life += 1
         self.identity = Identity(world.cluster_id, self.address, self.incarnation, self.boot)
         self.config = Config(
             voter=self.address,
@@ -217,7 +220,7 @@ class Voter:
         if self.boot > 1:
             world.counts["restarts"] += 1
         world.on_started(self)
-        world.push(int(world.random() * self.tick_us), self, self.on_tick, self.boot, None)
+        world.push(int(world.random() * self.tick_us), self, self.on_tick, self.life, None)
 
     def crash(self) -> None:
         """The machine loses power."""
@@ -230,6 +233,9 @@ class Voter:
         if lost or self.pending_records:
             world.counts["unsynced_writes_lost"] += 1
         self.waiting.clear()
+        if self.replaced == "rolled back" and not self.dead:
+            world.counts["rolled_back_and_taken_away"] += 1
+            self.dead = True  # each start makes a later boot, in the end one nobody has heard of
         world.restart_later(self)
 
     def wipe(self) -> None:
@@ -251,16 +257,16 @@ class Voter:
 
     def leave_for_good(self) -> None:
         """An operator takes it away."""
-        self.crash()
         self.dead = True
+        self.crash()
 
     # --- events -----------------------------------------------------------------------------
 
-    def on_tick(self, boot: int, _: object) -> None:
+    def on_tick(self, life: int, _: object) -> None:
         """One tick of this voter's own clock."""
-        if boot != self.boot or not self.up:
+        if life != self.life or not self.up:
             return
-        self.world.push(self.tick_us, self, self.on_tick, boot, None)
+        self.world.push(self.tick_us, self, self.on_tick, life, None)
         if self.disk.has_room != self.state.has_room:
             self.step(DiskRoom(self.disk.has_room))
         if self.up:
@@ -295,10 +301,10 @@ class Voter:
             message = decode_peer(part.body)
             self.step(Receive(part.sender, part.incarnation, part.boot, message))
 
-    def on_self(self, boot: int, message: PeerMessage) -> None:
+    def on_self(self, life: int, message: PeerMessage) -> None:
         """A message to oneself."""
-        if boot == self.boot and self.up:
-            self.step(Receive(self.address, self.incarnation, boot, message))
+        if life == self.life and self.up:
+            self.step(Receive(self.address, self.incarnation, self.boot, message))
 
     # --- one step and its effects -----------------------------------------------------------
 
@@ -403,7 +409,7 @@ class Voter:
         if last is None or last[0] is not message:
             world.observer.on_send(self.address, self.boot, message)
         if to == self.address:
-            world.push(0, self, self.on_self, self.boot, message)
+            world.push(0, self, self.on_self, self.life, message)
             return
         if last is None or last[0] is not message:
             body = encode_body(message)
@@ -441,11 +447,11 @@ class Voter:
             return
         options = world.options
         delay = options.sync_min_us + int(world.random() * options.sync_span_us)
-        world.push(delay, self, self.on_synced, self.boot, records)
+        world.push(delay, self, self.on_synced, self.life, records)
 
-    def on_synced(self, boot: int, records: tuple[Record, ...]) -> None:
+    def on_synced(self, life: int, records: tuple[Record, ...]) -> None:
         """The sync of ``records`` returned."""
-        if boot != self.boot or not self.up:
+        if life != self.life or not self.up:
             return
         world = self.world
         if world.fail_sync(self):
@@ -512,11 +518,11 @@ class Voter:
         data = self.replica.snapshot(chain, genesis)
         world = self.world
         world.observer.on_snapshot(self, self.replica.slot, data)
-        world.push(3_000, self, self.on_snapshot_durable, self.boot, (self.replica.slot, data))
+        world.push(3_000, self, self.on_snapshot_durable, self.life, (self.replica.slot, data))
 
-    def on_snapshot_durable(self, boot: int, snapshot: tuple[int, bytes]) -> None:
+    def on_snapshot_durable(self, life: int, snapshot: tuple[int, bytes]) -> None:
         """A snapshot was written, synced and renamed: the log below the oldest kept may go."""
-        if boot != self.boot or not self.up:
+        if life != self.life or not self.up:
             return
         slot, data = snapshot
         if not self._keep_snapshot(slot, data):
@@ -793,7 +799,7 @@ class Voter:
             frame(self.identity, Channel.CATCHUP, encode_body(request)),
             lambda reply, _: self._on_catch_up(to, talk, reply),
             lambda _, __: self._on_catch_up_failed(to),
-            self.boot,
+            self.life,
         )
 
     def _on_catch_up_failed(self, to: int) -> None:

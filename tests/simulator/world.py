@@ -338,13 +338,13 @@ class World:
         request: bytes,
         on_reply: Callable[[Any, Any], None],
         on_failure: Callable[[Any, Any], None],
-        boot: int,
+        life: int,
     ) -> None:
         """Ask ``helper`` for catch-up: exactly one of the two handlers is called, unless the caller
         crashed meanwhile."""
 
         def alive() -> bool:
-            return caller.up and caller.boot == boot
+            return caller.up and caller.life == life
 
         def fail(_: object, __: object) -> None:
             if alive():
