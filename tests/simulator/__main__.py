@@ -27,13 +27,17 @@ class Progress:
     def __init__(self, seeds: int, began: float) -> None:
         self.seeds = seeds
         self.began = began
+        self.told = 0
         self.terminal = sys.stderr.isatty()
         self.every_s = 0.5 if self.terminal else LINE_EVERY_S
         self.due = began + self.every_s
 
-    def __call__(self, totals: Counter[str], failures: int) -> None:
-        """``totals`` so far, and how many of the seeds failed."""
+    def __call__(self, totals: Counter[str], failures: list[str]) -> None:
+        """``totals`` so far, and what was violated: told at once."""
         now, done = time.monotonic(), totals["seeds"]
+        for failure in failures[self.told :]:
+            print(failure, file=sys.stderr, flush=True)
+        self.told = len(failures)
         if now < self.due and done < self.seeds:
             return
         self.due = now + self.every_s
@@ -42,7 +46,7 @@ class Progress:
         print(
             f"{done:,} of {self.seeds:,} seeds ({100 * done // self.seeds} %), "
             f"{totals['events']:,} events ({totals['events'] / spent_s:,.0f}/s), "
-            f"{totals['slots_fixed']:,} slots, {failures} failed, {left_s:,.0f} s to go",
+            f"{totals['slots_fixed']:,} slots, {self.told} failed, {left_s:,.0f} s to go",
             end="\r" if self.terminal and done < self.seeds else "\n",
             file=sys.stderr,
             flush=True,
@@ -72,8 +76,6 @@ def main() -> int:
     progress = Progress(args.seeds, began)
     totals, failures = run_seeds(args.seed, args.seeds, args.events, args.jobs, progress)
     print(summary(totals, time.monotonic() - began))
-    for failure in failures[:3]:
-        print(failure)
     print(f"{len(failures)} of {args.seeds} seeds failed")
     return 1 if failures else 0
 

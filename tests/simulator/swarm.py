@@ -37,10 +37,10 @@ def run_seeds(
     count: int,
     events: int,
     jobs: int = 1,
-    progress: Callable[[Counter[str], int], None] = lambda _, __: None,
+    progress: Callable[[Counter[str], list[str]], None] = lambda _, __: None,
 ) -> tuple[Counter[str], list[str]]:
     """Sums over all seeds (maxima for names with "worst"), and the violations. After each seed
-    ``progress`` is called with the sums so far and the number of violations.
+    ``progress`` is called with the sums so far and the violations.
 
     One job is this process. More are processes of their own, spawned: a fork of a process that has
     threads and signal handlers, as one that runs tests has, may never end.
@@ -63,7 +63,7 @@ def run_seeds(
             totals["seeds"] += 1
             if failure:
                 failures.append(failure)
-            progress(totals, len(failures))
+            progress(totals, failures)
     return totals, failures
 
 

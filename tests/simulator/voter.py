@@ -171,6 +171,8 @@ class Voter:
 
     def start(self) -> None:
         """Recover from the disk and run."""
+        if self.dead:
+            return
         world = self.world
         self._forget()
         try:

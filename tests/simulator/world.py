@@ -215,25 +215,25 @@ class World:
         self.chaos = False
         self.network.heal()
         self.archives_down_until = 0
-        everybody = self.options.heal_all or not self._genesis_everywhere()
-        self.well = [v for v in self.voters.values() if not v.dead and not v.replaced]
-        if not everybody:
-            needed = len(self.voters) // 2 + 1
-            chosen = self.rng.sample(self.well, needed)
-            self.well = [v for v in self.well if v in chosen]
+        newer = self.newer_voters() > 0  # or what a client asks for may be refused for ever
+        nodes = (*self.voters.values(), *self.listeners)
         for voter in self.voters.values():
-            voter.paused_until = 0
             voter.disk.free_bytes = None
             voter.sync_fails = False
-        for node in (*self.well, *self.listeners):
+        for node in nodes:
             node.paused_until = 0
-            if self.newer_voters():  # or what a client asks for may be refused for ever
+            if newer:
                 self._upgrade(node)
             if not node.up:
                 node.start()
-        for voter in self.voters.values():
-            if not everybody and voter not in self.well and not voter.dead:
-                self._break(voter)
+        everybody = self.options.heal_all or not self._genesis_everywhere()
+        self.well = [v for v in self.voters.values() if not v.dead and not v.replaced]
+        if not everybody:
+            core = self.rng.sample(self.well, len(self.voters) // 2 + 1)
+            self.well = [v for v in self.well if v in core]
+            for voter in self.voters.values():
+                if voter not in self.well and not voter.dead:
+                    self._break(voter)
         for client in self.clients:
             client.answered = 0
         self.core_only = not everybody
@@ -255,8 +255,6 @@ class World:
             voter.disk.free_bytes = int(self.random() * FREE_BYTES_MIN)
         if way == "down":
             voter.crash()
-        elif not voter.up:
-            voter.start()
         if way == "paused":
             voter.paused_until = FOR_EVER_US
         if way == "storm":
