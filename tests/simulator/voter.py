@@ -349,8 +349,7 @@ class Voter:
         for run in effects.fixed:
             if self.up:
                 self._fixed(run)
-        if self.up:
-            self._flush()
+        self._flush()
 
     def _crash_amid(self, effects: Effects) -> None:
         """Carry out only a part of the effects, then crash."""
@@ -368,7 +367,7 @@ class Voter:
             for run in effects.fixed:
                 if self.up:
                     self._fixed(run)
-        if self.up and random() < 0.5:
+        if random() < 0.5:
             self._flush()
         self.crash()
 
@@ -432,7 +431,7 @@ class Voter:
     # --- the disk ---------------------------------------------------------------------------
 
     def _flush(self) -> None:
-        if self.syncing_votes is not None or not self.pending_records:
+        if not self.up or self.syncing_votes is not None or not self.pending_records:
             return
         world = self.world
         records = tuple(self.pending_records)

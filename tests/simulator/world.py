@@ -103,6 +103,8 @@ class World:
         self.passed: Counter[tuple[int, str]] = Counter()
         """How often each voter got to each boundary."""
         self.archives_down_until = 0
+        self.well: list[Voter] = []
+        """The voters that were healed, and must make progress."""
         self.storming: set[int] = set()
         """Voters that crash again and again after the healing."""
         self.tenancies = 0
