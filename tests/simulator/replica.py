@@ -43,12 +43,16 @@ class Replica:
         plain = command
         if self.level >= NEWER_LEVEL and command[1] == NEWER_LEVEL:
             plain = at_level(command, 1)
-        self.machine, result, _ = apply(self.machine, slot, plain)
+        self.machine, result = self._apply(slot, plain)
         if self.observer is not None:
             if command[1] > self.level:
                 self.observer.fail(f"{self.owner} goes on past slot {slot}: it is too old for it")
             self.observer.on_applied(self.owner, slot, command, result)
         return 0, result
+
+    def _apply(self, slot: int, command: bytes) -> tuple[MetadataState, bytes]:
+        machine, result, _ = apply(self.machine, slot, command)
+        return machine, result
 
     def snapshot(self, chain: bytes, genesis: Genesis) -> bytes:
         """The bytes of a snapshot here."""

@@ -107,6 +107,7 @@ class World:
         """The voters that were healed, and must make progress."""
         self.storming: set[int] = set()
         """Voters that crash again and again after the healing."""
+        self.upgrading = False
         self.tenancies = 0
         self.trace = trace
         self.rng = Random(f"world {seed}")
@@ -609,7 +610,8 @@ class World:
 
     def fault_upgrade(self) -> None:
         """One node after the other is restarted with the newer program."""
-        if self.options.levels:
+        if self.options.levels and not self.upgrading:
+            self.upgrading = True
             self.on_upgrade(None, None)
 
     def on_upgrade(self, _: object, __: object) -> None:
@@ -617,7 +619,7 @@ class World:
         nodes = [n for n in (*self.voters.values(), *self.listeners) if n.level < NEWER_LEVEL]
         if nodes and not self.healed:
             self._upgrade(self.rng.choice(nodes))
-            self.push(int(self.random() * 10 * TICK_US), None, self.on_upgrade, None, None)
+            self.push(int(self.random() * 80 * TICK_US), None, self.on_upgrade, None, None)
 
     def _upgrade(self, node: Voter | Listener) -> None:
         if node.level < NEWER_LEVEL:
