@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from tests.simulator.options import FAULTS, Options, draw
-from tests.simulator.world import World
+from tests.simulator.options import FAULTS, SWITCHES, Options, draw
+from tests.simulator.world import BROKEN, CORE_COMMIT_TICKS, World
 
 HARSH = Options(
     voters=5,
@@ -32,6 +32,36 @@ def test_well_soon_after_healing(heal_all, loss_after):
     worlds = [World(seed, options).run() for seed in range(15)]
     leader = sorted(world.elections_to_leader for world in worlds)
     assert leader[len(leader) // 2] < 3, f"half of the worlds lead within 3 timeouts: {leader}"
+
+
+@pytest.mark.parametrize("way", BROKEN)
+def test_a_healed_core_commits_while_the_rest_stays_broken(way, monkeypatch):
+    """Just a quorum is well. The others are all broken in one way, for good."""
+    monkeypatch.setattr("tests.simulator.world.BROKEN", (way,))
+    worst = 0
+    for seed in range(8):
+        options = msgspec.structs.replace(HARSH, voters=(3, 5)[seed % 2], heal_all=False)
+        world = World(seed, options).run()
+        if world.core_only:
+            assert world.counts[f"broken_{way}"] >= 1 or any(v.dead for v in world.voters.values())
+            worst = max(worst, world.commit_after_ticks)
+    assert 0 < worst <= CORE_COMMIT_TICKS
+
+
+def test_listeners_catch_up_from_each_other_when_no_archive_answers():
+    """Cut off from all voters in turn, and found by other listeners."""
+    helped = 0
+    for seed in range(10):
+        options = Options(
+            listeners=4,
+            faults=("cut_listener", "archives_down"),
+            fault_every_us=60_000,
+            silence_ms=60,
+            retry_ms=10,
+            events=3_000,
+        )
+        helped += World(seed, options).run().counts["catch_ups_by_listeners"]
+    assert helped > 10
 
 
 @pytest.mark.parametrize("voters", [1, 3, 5, 7])
@@ -75,4 +105,9 @@ def test_every_swarm_option_is_drawn():
     for fault in FAULTS:
         on = sum(fault in options.faults for options in drawn)
         assert 40 < on < 160, fault
+    for switch in SWITCHES:
+        on = sum(bool(getattr(options, switch)) for options in drawn)
+        assert 40 < on < 180, switch
+    assert max(options.loss for options in drawn) > 0.28
+    assert max(options.duplication for options in drawn) > 0.45
     assert {options.voters for options in drawn} == {1, 3, 5, 7}

@@ -335,8 +335,9 @@ class Voter:
             self._answer_reads()
 
     def _halted(self, why: str) -> None:
-        cause = {"wiped": "formatted again", "rolled back": "rolled back"}.get(self.replaced)
-        if cause is None or cause not in why:
+        # Who does not know slot 1 yet cannot tell a disk that is new from one that is old.
+        words = {"wiped": ("formatted again", "rolled back"), "rolled back": ("rolled back",)}
+        if not any(cause in why for cause in words.get(self.replaced, ())):
             raise Violation(f"{self} halts without a cause: {why}")
         self.world.counts[f"stopped_because_{self.replaced.replace(' ', '_')}"] += 1
         self.leave_for_good()

@@ -40,7 +40,7 @@ from trex_core.wire import (
 LISTENERS_FROM = 100
 CLIENTS_FROM = 200
 TENANTS_FROM = 300
-CORE_COMMIT_TICKS = 600
+CORE_COMMIT_TICKS = 250
 """Where only a quorum was healed and the rest stays broken, it must have answered a new command
 within this many nominal ticks."""
 LEADER_PATIENCE = 16
