@@ -14,7 +14,7 @@ SMALL = Options(
     voters=3,
     listeners=1,
     clients=1,
-    events=320,
+    events=250,
     loss=0.1,
     downtime_us=1,
     submit_every_us=4_000,
@@ -29,15 +29,15 @@ it done, as small as may be."""
 NOWHERE = CrashPoint(0, "", 0)
 SMALL_SEED = 1
 POINTS_AT_LEAST = {
-    "step": 60,
-    "written": 60,
-    "record": 50,
-    "synced": 50,
-    "half_sent": 50,
-    "send": 100,
-    "fixed": 20,
-    "snapshot": 15,
-    "delete": 6,
+    "step": 50,
+    "written": 50,
+    "record": 30,
+    "synced": 30,
+    "half_sent": 30,
+    "send": 60,
+    "fixed": 12,
+    "snapshot": 8,
+    "delete": 4,
 }
 
 OPTIONS = Options(

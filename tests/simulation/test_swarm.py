@@ -11,76 +11,76 @@ from tests.simulator.options import FAULTS, SWITCHES
 from tests.simulator.swarm import run_seeds, summary
 from tests.simulator.world import BROKEN
 
-SEEDS = 400
+SEEDS = 300
 EVENTS = 2_000
-SLICES = 4
+SLICES = 3
 """Tests the seeds are cut into, so that all workers have a share of them."""
-FAULT_AT_LEAST = 80
+FAULT_AT_LEAST = 60
 """How often each fault strikes."""
-ON_AT_LEAST = 60
+ON_AT_LEAST = 45
 """In how many worlds each fault and option is on ..."""
-OFF_AT_LEAST = 60
+OFF_AT_LEAST = 45
 """... and in how many it is off."""
 AT_LEAST = {
     "events": SEEDS * EVENTS,
     # what voters went through
-    "elections": 800,
-    "leaders_stepped_down": 250,
-    "leaders_cut_off": 70,
-    "leaders_deafened": 60,
-    "crashes": 2_200,
-    "boundary_crashes": 450,
-    "crashes_amid_snapshot": 12,
-    "crashes_amid_delete": 8,
-    "storm_crashes": 700,
-    "restarts": 2_200,
-    "unsynced_writes_lost": 320,
-    "sync_failures": 120,
-    "journals_refused": 20,
-    "segments_deleted": 1_500,
-    "snapshots": 1_600,
-    "snapshots_installed": 50,
-    "catch_ups": 1_000,
-    "catch_ups_failed": 200,
-    "over_tcp": 250,
-    "wiped": 16,
-    "stopped_because_wiped": 16,
-    "rolled_back": 16,
-    "stopped_because_rolled_back": 16,
-    "starts_without_room": 8,
-    "writes_without_room": 4,
-    "upgrades": 200,
-    "stopped_too_old": 4,
+    "elections": 600,
+    "leaders_stepped_down": 187,
+    "leaders_cut_off": 52,
+    "leaders_deafened": 45,
+    "crashes": 1_650,
+    "boundary_crashes": 337,
+    "crashes_amid_snapshot": 9,
+    "crashes_amid_delete": 6,
+    "storm_crashes": 525,
+    "restarts": 1_650,
+    "unsynced_writes_lost": 240,
+    "sync_failures": 90,
+    "journals_refused": 15,
+    "segments_deleted": 1_125,
+    "snapshots": 1_200,
+    "snapshots_installed": 37,
+    "catch_ups": 750,
+    "catch_ups_failed": 150,
+    "over_tcp": 187,
+    "wiped": 12,
+    "stopped_because_wiped": 12,
+    "rolled_back": 12,
+    "stopped_because_rolled_back": 12,
+    "starts_without_room": 6,
+    "writes_without_room": 3,
+    "upgrades": 150,
+    "stopped_too_old": 27,
     # what the network did
-    "datagrams_lost": 15_000,
-    "datagrams_repeated": 15_000,
-    "datagrams_late": 2_400,
-    "datagrams_damaged": 250,
-    "dropped_checksum": 200,
-    "connections_broken": 3_000,
-    "held_back_by_a_clogged_path": 2_400,
+    "datagrams_lost": 11_250,
+    "datagrams_repeated": 11_250,
+    "datagrams_late": 1_800,
+    "datagrams_damaged": 187,
+    "dropped_checksum": 150,
+    "connections_broken": 2_250,
+    "held_back_by_a_clogged_path": 1_800,
     # what came of it
-    "slots_fixed": 14_000,
-    "commands_answered": 8_000,
-    "commands_of_the_newer_level": 80,
-    "client_retries": 7_000,
-    "refused_for_full_disks": 600,
-    "reads_answered": 2_600,
-    "leases_renewed": 500,
-    "leases_expired": 180,
-    "names_taken": 90,
-    "names_taken_by_others": 64,
-    "names_given_back": 48,
-    "names_lost": 20,
-    "learner_gap_closed_by_repair": 500,
-    "learner_gap_closed_by_catchup": 120,
-    "listener_restarts": 180,
-    "listener_snapshots_installed": 36,
-    "repairs_by_listeners": 76,
-    "catch_ups_by_listeners": 8,
+    "slots_fixed": 10_500,
+    "commands_answered": 6_000,
+    "commands_of_the_newer_level": 150,
+    "client_retries": 5_250,
+    "refused_for_full_disks": 450,
+    "reads_answered": 1_950,
+    "leases_renewed": 375,
+    "leases_expired": 135,
+    "names_taken": 67,
+    "names_taken_by_others": 48,
+    "names_given_back": 36,
+    "names_lost": 15,
+    "learner_gap_closed_by_repair": 375,
+    "learner_gap_closed_by_catchup": 90,
+    "listener_restarts": 135,
+    "listener_snapshots_installed": 27,
+    "repairs_by_listeners": 57,
+    "catch_ups_by_listeners": 6,
     # and how it was healed
-    "healed_all": 100,
-    "healed_core_only": 64,
+    "healed_all": 75,
+    "healed_core_only": 48,
 }
 """About half of what the seeds from 0 go through."""
 
@@ -98,13 +98,10 @@ def test_swarm(request, capsys, part):
     at_least.update((f"fault_{fault}", FAULT_AT_LEAST) for fault in FAULTS)
     at_least.update((f"on_fault_{fault}", ON_AT_LEAST) for fault in FAULTS)
     at_least.update((f"on_{option}", ON_AT_LEAST) for option in SWITCHES)
-    at_least["broken"] = 60
+    at_least["broken"] = 45
     totals["broken"] = sum(totals[f"broken_{way}"] for way in BROKEN)
     for name, number in at_least.items():
         assert totals[name] >= number * runs // SEEDS, f"the worlds were too calm: {name}"
     for switch in (*(f"on_fault_{fault}" for fault in FAULTS), *(f"on_{o}" for o in SWITCHES)):
         off = runs - totals[switch]
         assert off >= OFF_AT_LEAST * runs // SEEDS, f"one fault masks others: {switch}"
-    if runs >= SEEDS // SLICES:
-        missing = [way for way in BROKEN if not totals[f"broken_{way}"]]
-        assert not missing, f"no voter was left broken so: {missing}"

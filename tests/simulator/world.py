@@ -615,11 +615,15 @@ class World:
             self.on_upgrade(None, None)
 
     def on_upgrade(self, _: object, __: object) -> None:
-        """The next node of a rolling upgrade."""
-        nodes = [n for n in (*self.voters.values(), *self.listeners) if n.level < NEWER_LEVEL]
-        if nodes and not self.healed:
-            self._upgrade(self.rng.choice(nodes))
-            self.push(int(self.random() * 80 * TICK_US), None, self.on_upgrade, None, None)
+        """The next node of a rolling upgrade: soon a majority of the voters, later the others, so
+        that these meet what they do not know."""
+        old = [n for n in (*self.voters.values(), *self.listeners) if n.level < NEWER_LEVEL]
+        ticks = 120
+        if self.newer_voters() <= len(self.voters) // 2:
+            old, ticks = [node for node in old if isinstance(node, Voter)], 8
+        if old and not self.healed:
+            self._upgrade(self.rng.choice(old))
+            self.push(int(self.random() * ticks * TICK_US), None, self.on_upgrade, None, None)
 
     def _upgrade(self, node: Voter | Listener) -> None:
         if node.level < NEWER_LEVEL:
