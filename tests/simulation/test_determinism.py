@@ -57,3 +57,15 @@ def test_trace_shows_one_line_per_event(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == world.events
     assert any("Prepare" in line for line in lines)
+
+
+def test_many_seeds_end_in_a_progress_line_and_totals(capsys, monkeypatch):
+    from tests.simulator.__main__ import main
+
+    command = ["simulator", "--seed", "5", "--seeds", "3", "--jobs", "1", "--events", "300"]
+    monkeypatch.setattr(sys, "argv", command)
+    assert main() == 0
+    shown = capsys.readouterr()
+    assert "3 of 3 seeds (100 %)" in shown.err
+    assert "slots_fixed" in shown.out
+    assert "0 of 3 seeds failed" in shown.out
