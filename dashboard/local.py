@@ -165,7 +165,8 @@ class LocalCluster:
     """A cluster whose processes all run here, in ``directory``; a context manager that ends them.
 
     ``timing`` and ``journal`` are keys of those tables of the cluster file that differ from their
-    defaults. Entering it writes the cluster file and formats each voter; nothing runs yet.
+    defaults; ``hosts`` are the voters' addresses, if they are not all 127.0.0.1. Entering it writes
+    the cluster file and formats each voter; nothing runs yet.
     """
 
     def __init__(
@@ -176,6 +177,7 @@ class LocalCluster:
         name: str = "here",
         timing: Mapping[str, int] | None = None,
         journal: Mapping[str, int] | None = None,
+        hosts: Sequence[str] = (),
     ) -> None:
         self.directory = directory.absolute()
         self.voter_ids = tuple(range(1, voters + 1))
@@ -184,17 +186,17 @@ class LocalCluster:
         self._name = name
         self._timing = dict(timing or {})
         self._journal = dict(journal or {})
+        self._hosts = list(hosts) or ["127.0.0.1"] * voters
         self._block: PortBlock | None = None
 
     def __enter__(self) -> Self:
         self.directory.mkdir(parents=True, exist_ok=True)
         (self.directory / "logs").mkdir(exist_ok=True)
         self._block = PortBlock()
-        voters = len(self.voter_ids)
         self.config_path.write_text(
             cluster_file(
                 self._name,
-                ["127.0.0.1"] * voters,
+                self._hosts,
                 self._block.ports,
                 timing=self._timing,
                 journal=self._journal,
