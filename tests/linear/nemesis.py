@@ -1,0 +1,368 @@
+"""The nemesis: this module alone does harm, one thing after another, and undoes it.
+
+Each harm is a coroutine of a :class:`Field` that ends when the cluster serves again. It waits for
+what it causes (another leader, further answers), never for time to pass. Where a deposed leader
+must not answer, it is asked on a connection made before, and what it says goes into the history.
+"""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+
+import anyio
+
+from tests.linear.history import ABSENT
+from tests.linear.machines import Machines
+from tests.linear.workload import Load
+from trex_core.messages import Answer, Query, Status, StatusRequest
+from trex_core.metadata.commands import (
+    ConfigEntry,
+    ConfigGet,
+    ConfigPut,
+    Done,
+    decode_reply,
+    decode_result,
+    encode_command,
+    encode_question,
+)
+from voters.driver import Driver, OutcomeUnknown, TrexError, ask_voter
+from voters.driver import _linked as linked
+from voters.driver import _LinkLost as LinkLost
+
+WAIT_S = 30.0
+ASK_S = 0.5
+OLD_LEADER_S = 5.0
+HOUR_S = 3600
+
+
+@dataclass
+class Field:
+    """What the nemesis works on. ``faults`` counts what it did."""
+
+    machines: Machines
+    load: Load
+    driver: Driver
+    faults: Counter[str] = field(default_factory=Counter)
+    stale: Counter[str] = field(default_factory=Counter)
+    """What deposed leaders said to a linearizable read."""
+    served_s: list[float] = field(default_factory=list)
+    """How long after each harm (or its end) the next answers came."""
+
+    @property
+    def voters(self) -> tuple[int, ...]:
+        return self.machines.voter_ids
+
+    async def leader(self, among: tuple[int, ...] = (), but: int = 0) -> int:
+        """Who leads, other than ``but``, asked of ``among`` (nobody named: all)."""
+        with anyio.fail_after(WAIT_S):
+            while True:
+                best: Status | None = None
+                for voter in among or self.voters:
+                    with suppress(TrexError):
+                        status = await ask_voter(
+                            self.load.config, self.load.credentials, voter, StatusRequest(1), ASK_S
+                        )
+                        assert isinstance(status, Status)
+                        leads = status.role == "leader" and voter != but
+                        if leads and (best is None or status.ballot > best.ballot):
+                            best = status
+                if best is not None:
+                    return best.voter
+                await anyio.sleep(0.02)
+
+    def others(self, *voters: int) -> tuple[int, ...]:
+        """All voters but these."""
+        return tuple(voter for voter in self.voters if voter not in voters)
+
+    async def serves(self, answers: int = 25) -> None:
+        """Wait until the cluster answers again."""
+        began = time.monotonic()
+        await self.load.more(answers, WAIT_S)
+        self.served_s.append(time.monotonic() - began)
+
+    async def write(self, key: str) -> None:
+        """Write ``key`` whoever leads, and note it."""
+        history = self.load.history
+        op = history.begin("nemesis", "put", key, self.load.value("nemesis"))
+        try:
+            outcome = await self.driver.submit(encode_command(ConfigPut(key, str(op.value))), WAIT_S)
+        except OutcomeUnknown as error:
+            outcome = await self.driver.resolve(error, WAIT_S)
+        result = decode_result(outcome.body)
+        assert isinstance(result, Done), result
+        history.end(op, "done", result.slot)
+
+    @asynccontextmanager
+    async def asking(self, voter: int) -> AsyncIterator[Callable[[str], Awaitable[None]]]:
+        """A connection to ``voter``, made now. What it gives sends a linearizable read of a key on
+        it, then does ``meanwhile``, and notes the answer, if one comes."""
+        load = self.load
+        entry = load.config.voter(voter)
+        async with linked(
+            entry, load.config.cluster_id_bytes, load.credentials, WAIT_S
+        ) as link:
+            numbers = itertools.count(1)
+            pending: list[tuple[Query, object]] = []
+
+            async def ask(key: str) -> None:
+                query = Query(next(numbers), encode_question(ConfigGet(key)), True)
+                op = load.history.begin(f"held by {voter}", "get", key)
+                pending.append((query, op))
+                await link.send([query])
+
+            yield ask
+            for query, op in pending:
+                self.stale["asked"] += 1
+                said = "nothing"
+                with anyio.move_on_after(OLD_LEADER_S), suppress(LinkLost):
+                    said = "nothing in time"
+                    while True:
+                        replies = await link.receive(OLD_LEADER_S)
+                        mine = [reply for reply in replies or () if reply.id == query.id]
+                        if not mine:
+                            continue
+                        said = "refused"
+                        if isinstance(mine[0], Answer):
+                            said = "answered"
+                            reply = decode_reply(mine[0].body)
+                            found = (
+                                (reply.value, reply.slot)
+                                if isinstance(reply, ConfigEntry)
+                                else (None, ABSENT)
+                            )
+                            load.history.end(
+                                op, "done", found[1], read=found[0], at=mine[0].slot
+                            )
+                        break
+                self.stale[said] += 1
+
+
+Harm = Callable[[Field], Awaitable[None]]
+
+
+# --- processes ---------------------------------------------------------------------------------
+
+
+async def kill_leader(f: Field) -> None:
+    leader = await f.leader()
+    f.machines.voter(leader).kill()
+    f.faults["kill -9 of the leader"] += 1
+    await f.serves()
+    f.machines.start_voter(leader)
+    await f.serves()
+
+
+async def kill_followers(f: Field) -> None:
+    leader = await f.leader()
+    some = f.others(leader)[: (len(f.voters) - 1) // 2]
+    for voter in some:
+        f.machines.voter(voter).kill()
+        f.faults["kill -9 of a follower"] += 1
+    await f.serves()
+    for voter in some:
+        f.machines.start_voter(voter)
+    await f.serves()
+
+
+async def kill_all(f: Field) -> None:
+    for voter in f.voters:
+        f.machines.voter(voter).send(signal.SIGKILL)
+    for voter in f.voters:
+        f.machines.voter(voter).process.wait()
+    f.faults["kill -9 of all"] += 1
+    f.machines.start_voters()
+    await f.serves()
+
+
+async def kill_listener(f: Field) -> None:
+    name = f.machines.listeners[0]
+    f.machines.children[name].kill()
+    f.faults["kill -9 of a listener"] += 1
+    await f.serves()
+    f.machines.start_listeners()
+
+
+async def stop_leader(f: Field) -> None:
+    """SIGSTOP until another leads and has written; then the old one wakes with a read to answer."""
+    leader = await f.leader()
+    key = f.load.key()
+    async with f.asking(leader) as ask:
+        f.machines.voter(leader).pause()
+        f.faults["SIGSTOP of the leader"] += 1
+        try:
+            await f.leader(f.others(leader), but=leader)
+            await f.write(key)
+            await f.serves()
+            await ask(key)
+        finally:
+            f.machines.voter(leader).resume()
+    await f.serves()
+
+
+async def stop_follower(f: Field) -> None:
+    leader = await f.leader()
+    follower = f.others(leader)[-1]
+    f.machines.voter(follower).pause()
+    f.faults["SIGSTOP of a follower"] += 1
+    try:
+        await f.serves(200)
+    finally:
+        f.machines.voter(follower).resume()
+    await f.serves()
+
+
+async def stop_listener(f: Field) -> None:
+    name = f.machines.listeners[-1]
+    f.machines.children[name].pause()
+    f.faults["SIGSTOP of a listener"] += 1
+    try:
+        await f.serves(200)
+    finally:
+        f.machines.children[name].resume()
+    await f.serves()
+
+
+PROCESSES: tuple[Harm, ...] = (
+    kill_leader,
+    stop_leader,
+    kill_followers,
+    stop_listener,
+    kill_all,
+    stop_follower,
+    kill_listener,
+)
+
+
+# --- networks ----------------------------------------------------------------------------------
+
+
+def _name(voter: int) -> str:
+    return f"voter-{voter}"
+
+
+async def isolate_leader(f: Field) -> None:
+    """The leader alone, a client beside it; it is asked on an old connection."""
+    await _cut_off(f, lambda leader: (leader,), "isolated leader")
+
+
+async def minority(f: Field) -> None:
+    """The leader and as many followers as make no majority, and a listener, are cut off."""
+    size = (len(f.voters) - 1) // 2
+    await _cut_off(
+        f, lambda leader: (leader, *f.others(leader)[: size - 1]), "leader in the minority", True
+    )
+
+
+async def _cut_off(
+    f: Field, who: Callable[[int], tuple[int, ...]], what: str, listener: bool = False
+) -> None:
+    net = f.machines.net
+    assert net is not None
+    leader = await f.leader()
+    right = who(leader)
+    key = f.load.key()
+    with_them = [f.machines.listeners[-1]] if listener else []
+    async with f.asking(leader) as ask:
+        net.split([*map(_name, right), *with_them])
+        f.faults[what] += 1
+        try:
+            await ask(key)
+            await f.leader(f.others(*right))
+            await f.write(key)
+            await f.serves()
+            await ask(key)
+        finally:
+            net.heal()
+    await f.serves()
+
+
+async def follower_cut_off(f: Field) -> None:
+    net = f.machines.net
+    assert net is not None
+    leader = await f.leader()
+    net.split([_name(f.others(leader)[0])])
+    f.faults["minority without the leader"] += 1
+    try:
+        await f.serves(100)
+    finally:
+        net.heal()
+    await f.serves()
+
+
+async def deaf_leader(f: Field) -> None:
+    """The leader's heartbeats arrive, and no answer to it: it must give way."""
+    await _one_way(f, True)
+
+
+async def mute_leader(f: Field) -> None:
+    """The leader hears everybody, and nobody hears it."""
+    await _one_way(f, False)
+
+
+async def _one_way(f: Field, deaf: bool) -> None:
+    net = f.machines.net
+    assert net is not None
+    leader = await f.leader()
+    key = f.load.key()
+    async with f.asking(leader) as ask:
+        for other in f.others(leader):
+            pair = (_name(other), _name(leader))
+            net.lose(*(pair if deaf else pair[::-1]))
+        f.faults["deaf leader" if deaf else "mute leader"] += 1
+        try:
+            await ask(key)
+            await f.leader(f.others(leader), but=leader)
+            await f.write(key)
+            await f.serves()
+            await ask(key)
+        finally:
+            net.heal()
+    await f.serves()
+
+
+async def no_multicast(f: Field) -> None:
+    """No datagram of the stream arrives at any listener for a while."""
+    net = f.machines.net
+    assert net is not None
+    net.deafen(["client", *f.machines.listeners])
+    f.faults["multicast lost"] += 1
+    try:
+        await f.serves(150)
+    finally:
+        net.heal()
+    await f.serves()
+
+
+NETWORKS: tuple[Harm, ...] = (
+    isolate_leader,
+    deaf_leader,
+    minority,
+    no_multicast,
+    mute_leader,
+    follower_cut_off,
+)
+
+
+# --- clocks ------------------------------------------------------------------------------------
+
+
+async def step_clocks(f: Field) -> None:
+    """Wall clocks jump hours forth and back, each process's by itself, and to where they were."""
+    clock = f.machines.clock
+    assert clock is not None
+    names = [*map(_name, f.voters), *f.machines.listeners]
+    leader = _name(await f.leader())
+    for shift in ({leader: 5}, {leader: -7}, {name: 9 - 4 * n for n, name in enumerate(names)}, {}):
+        for name in names:
+            clock.set(name, shift.get(name, 0) * HOUR_S)
+        f.faults["wall clock stepped"] += 1
+        await f.serves(150)
+
+
+CLOCKS: tuple[Harm, ...] = (step_clocks,)

@@ -1,0 +1,289 @@
+"""A trial: load and harm on a real cluster, then the verdict. This module alone runs one whole."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from listeners import Listener, open_listener
+from listeners.source import drop_share
+from listeners.sql import query_socket_async
+from tests.e2e.harness import config_of
+from tests.linear import promises
+from tests.linear.checker import blind, judge, slots, with_slots_met
+from tests.linear.log import Log, read_log
+from tests.linear.machines import Machines
+from tests.linear.nemesis import Field, Harm
+from tests.linear.promises import Broken, Heard
+from tests.linear.workload import Held, Load
+from voters.driver import open_driver
+
+CLIENTS = 6
+CONTENDERS = 2
+SETTLE_S = 60.0
+BLIND_STEPS_MAX = 200_000
+RESUME_AFTER = 40
+"""One subscriber drops out after so many deliveries, and resumes where it was."""
+
+
+@dataclass
+class Figures:
+    """What a trial came to."""
+
+    seconds: float = 0.0
+    operations: Counter[str] = field(default_factory=Counter)
+    levels: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    trouble: Counter[str] = field(default_factory=Counter)
+    old_leaders: Counter[str] = field(default_factory=Counter)
+    keys: int = 0
+    slots: int = 0
+    deliveries: int = 0
+    bookmarks: int = 0
+    resumed: int = 0
+    resets: int = 0
+    holds: int = 0
+    lost_leases: int = 0
+    checker_s: float = 0.0
+    steps: int = 0
+    unavailable_s: float = 0.0
+    changed_together: int = 0
+
+    def __str__(self) -> str:
+        def told(counts: Counter[str]) -> str:
+            return ", ".join(f"{what} {count}" for what, count in counts.most_common()) or "none"
+
+        return "\n".join(
+            (
+                f"{sum(self.operations.values())} operations in {self.seconds:.1f} s on "
+                f"{self.keys} keys, {self.slots} slots: {told(self.operations)}",
+                f"  answered by level: {told(self.levels)}; troubles: {told(self.trouble)}",
+                f"  faults: {told(self.faults)}; reads asked of deposed leaders: "
+                f"{told(self.old_leaders)}",
+                f"  longest without an answer: {self.unavailable_s:.2f} s; the lock was held "
+                f"{self.holds} times, lost {self.lost_leases}",
+                f"  deliveries {self.deliveries}, bookmarks {self.bookmarks}, resumed "
+                f"{self.resumed}, resets {self.resets}, slots of several changes "
+                f"{self.changed_together}",
+                f"  checker: {self.checker_s:.2f} s of CPU, {self.steps} states",
+            )
+        )
+
+
+async def run_trial(
+    machines: Machines,
+    harms: Sequence[Harm],
+    *,
+    operations: int,
+    seed: int = 0,
+    until_s: float = 0.0,
+) -> Figures:
+    """Start everything, do all ``harms`` at least once (over and over until the monotonic
+    ``until_s``) under load, and at least ``operations`` operations; then judge. ``machines`` is
+    entered already. Fails with the first promise found broken."""
+    began = time.monotonic()
+    machines.start_voters()
+    machines.start_listeners()
+    config = config_of(machines)
+    follower = Heard("embedded")
+    resuming = Heard("resuming")
+    figures = Figures()
+    async with AsyncExitStack() as stack:
+        listener = await stack.enter_async_context(
+            open_listener(
+                config,
+                machines.credentials("listener"),
+                name=follower.name,
+                keep=drop_share(0.03, follower.name),
+                observer=follower,
+            )
+        )
+        driver = await stack.enter_async_context(
+            open_driver(config, machines.credentials(), deadline_s=30)
+        )
+        load = Load(machines, config, listener, random.Random(seed))
+        grounds = Field(machines, load, driver)
+        async with anyio.create_task_group() as ears:
+            ears.start_soon(_subscribe, listener, follower)
+            ears.start_soon(_resume, listener, resuming, figures)
+            async with anyio.create_task_group() as group:
+                for number in range(CLIENTS):
+                    group.start_soon(load.client, f"c{number}")
+                for number in range(CONTENDERS):
+                    group.start_soon(load.contender, f"l{number}")
+                await load.more(50)
+                while True:
+                    for harm in harms:
+                        await harm(grounds)
+                    if time.monotonic() >= until_s:
+                        break
+                if len(load.history.ops) < operations:
+                    await load.more((operations - len(load.history.ops)) // 2)
+                load.stop.set()
+            await grounds.write("the end")
+            last = load.history.ops[-1].slot
+            await listener.wait_applied(last, SETTLE_S)
+            with anyio.fail_after(SETTLE_S):
+                while min(_at(follower), _at(resuming)) < last:
+                    await anyio.sleep(0.01)
+            ears.cancel_scope.cancel()
+        seconds = time.monotonic() - began
+        log = await _whole_log(machines, load, last)
+        await _check_stores(machines, log, last)
+        figures.resets = listener.counters["resets"]
+    _judge(figures, load, grounds, log, [follower, resuming])
+    figures.seconds = seconds
+    return figures
+
+
+# --- listeners ---------------------------------------------------------------------------------
+
+
+async def _subscribe(listener: Listener, heard: Heard) -> None:
+    async for delivery in listener.changes(since=0, progress=True):
+        heard.deliveries.append(delivery)
+
+
+async def _resume(listener: Listener, heard: Heard, figures: Figures) -> None:
+    """A subscriber that drops out and resumes, again and again."""
+    since = 0
+    while True:
+        subscription = listener.changes(since=since, progress=True)
+        count = 0
+        async for delivery in subscription:
+            heard.deliveries.append(delivery)
+            count += 1
+            if count == RESUME_AFTER:
+                break
+        since = subscription.slot
+        figures.resumed += 1
+
+
+def _at(heard: Heard) -> int:
+    """The slot the newest delivery brought its reader to."""
+    newest: Any = heard.deliveries[-1] if heard.deliveries else None
+    return getattr(newest, "slot", getattr(newest, "to_slot", 0))
+
+
+async def _whole_log(machines: Machines, load: Load, last: int) -> Log:
+    """The log, alike at every voter; the chain each voter is at is the log's."""
+    async with open_driver(load.config, load.folder, deadline_s=SETTLE_S) as driver:
+        with anyio.fail_after(SETTLE_S):
+            while True:
+                statuses = [await driver.status(voter) for voter in machines.voter_ids]
+                if min(status.applied for status in statuses) >= last:
+                    break
+                await anyio.sleep(0.05)
+    log = await read_log(
+        load.config, machines.credentials("listener"), machines.voter_ids, last
+    )
+    for status in statuses:
+        if status.fixed <= log.last and status.chain != log.chains[status.fixed]:
+            raise Broken(f"voter {status.voter} is at another chain at slot {status.fixed}")
+    return log
+
+
+async def _check_stores(machines: Machines, log: Log, last: int) -> None:
+    """The stores of the listener processes: every slot one row, with the voters' chain; the rows
+    of the state and of the history are the log's."""
+    for name in machines.listeners:
+        socket = machines.directory / name / "sql.sock"
+
+        async def ask(sql: str, socket: Path = socket) -> list[tuple[Any, ...]]:
+            result = await query_socket_async(
+                socket, sql, deadline_ms=60_000, at_least_slot=last
+            )
+            return [tuple(row) for row in result.rows]
+
+        rows = await ask(f"SELECT slot, chain FROM commits WHERE slot <= {last} ORDER BY slot")
+        first = rows[0][0]
+        if [slot for slot, _ in rows] != list(range(first, last + 1)):
+            raise Broken(f"listener {name}: a slot is missing, or there twice")
+        for slot, chain in rows:
+            told = bytes.fromhex(chain) if isinstance(chain, str) else bytes(chain)
+            if told != log.chains[slot]:
+                raise Broken(f"listener {name}: another chain at slot {slot}")
+        history = await ask(
+            f"SELECT slot, kind, key FROM history WHERE slot <= {last} ORDER BY slot, kind, key"
+        )
+        due = sorted(
+            (slot, change.kind, change.key)
+            for slot, changes in log.changes.items()
+            for change in changes
+            if first <= slot <= last
+        )
+        if history != due:
+            odd = sorted(set(history) ^ set(due))[:5]
+            raise Broken(f"listener {name}: its history is not the log's: {odd}")
+        config = await ask(f"SELECT key, value, slot FROM config_at({last})")
+        if {key: (value, slot) for key, value, slot in config} != {
+            key: log.at(key, last)
+            for key in {c.key for cs in log.changes.values() for c in cs if c.kind == "config"}
+            if log.at(key, last)[1]
+        }:
+            raise Broken(f"listener {name}: its config is not the log's")
+
+
+# --- the verdict -------------------------------------------------------------------------------
+
+
+def check_locks(locks: Sequence[Held]) -> None:
+    """No two held the lock at one moment, and tokens ascend."""
+    held = sorted(locks, key=lambda each: each.since_s)
+    for before, after in zip(held, held[1:], strict=False):
+        if after.since_s < before.until_s:
+            raise Broken(f"two held the lock at once:\n  {before}\n  {after}")
+        if after.token <= before.token:
+            raise Broken(f"the fencing token went back:\n  {before}\n  {after}")
+
+
+def _judge(
+    figures: Figures, load: Load, grounds: Field, log: Log, accounts: Sequence[Heard]
+) -> None:
+    ops = load.history.ops
+    began = time.process_time()
+    promises.check_exactly_once(ops, log)
+    promises.check_prefixes(ops, log)
+    promises.check_real_time(ops)
+    promises.check_sessions(ops, log)
+    promises.check_monotonic(ops)
+    register = load.history.register()
+    for key_ops in register.values():
+        with_slots_met(key_ops)
+        figures.steps += judge(key_ops, slots).steps
+        figures.steps += judge(key_ops, blind, BLIND_STEPS_MAX).steps
+    for heard in accounts:
+        promises.check_deliveries(heard, log)
+    promises.check_runs(accounts[0], log)
+    promises.check_same(accounts)
+    check_locks(load.locks)
+    figures.checker_s = time.process_time() - began
+    figures.keys, figures.slots = len(register), log.last
+    for op in ops:
+        figures.operations[f"{op.kind} {op.outcome}"] += 1
+        if op.kind == "get" and op.outcome == "done":
+            figures.levels["local at a voter" if "voter-" in op.level else op.level] += 1
+        if op.least and op.outcome == "done":
+            figures.levels["at_least"] += 1
+    figures.faults, figures.old_leaders = grounds.faults, grounds.stale
+    figures.trouble = load.trouble
+    figures.deliveries = sum(len(heard.deliveries) for heard in accounts)
+    figures.bookmarks = sum(
+        type(each).__name__ == "Progress" for heard in accounts for each in heard.deliveries
+    )
+    figures.holds, figures.lost_leases = len(load.locks), load.lost_leases
+    figures.changed_together = sum(len(changes) > 1 for changes in log.changes.values())
+    answers = sorted(
+        op.ended
+        for op in ops
+        if op.level == "linearizable" and op.outcome in ("done", "refused") and op.ended
+    )
+    figures.unavailable_s = max(b - a for a, b in zip(answers, answers[1:], strict=False))
