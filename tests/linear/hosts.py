@@ -160,8 +160,8 @@ class Hosts:
         """A partition: ``right`` on one side, all others on the other, the client's TCP on both;
         it hears the multicast of the left."""
         right = set(right)
-        moved = {name: "R" for name in right - self._right}
-        moved |= {name: "L" for name in self._right - right}
+        moved = dict.fromkeys(right - self._right, "R")
+        moved |= dict.fromkeys(self._right - right, "L")
         with _entered(self._hub):
             _run("ip", [f"link set {self._port(name)} master {to}" for name, to in moved.items()])
         routes = []

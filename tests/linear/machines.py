@@ -27,6 +27,7 @@ class Machines(LocalCluster):
         listeners: tuple[str, ...] = ("one", "two"),
         apart: bool = False,
         clocks: bool = False,
+        timing: Mapping[str, int] | None = None,
         journal: Mapping[str, int] | None = None,
     ) -> None:
         self.listeners = listeners
@@ -39,7 +40,7 @@ class Machines(LocalCluster):
             names = [f"voter-{voter + 1}" for voter in range(voters)]
             self.net = Hosts([*names, *listeners])
             addresses = [self.net.address[name] for name in names]
-        super().__init__(directory, voters, journal=journal, hosts=addresses)
+        super().__init__(directory, voters, timing=timing, journal=journal, hosts=addresses)
         self._held = ExitStack()
 
     def __enter__(self) -> Self:

@@ -31,11 +31,7 @@ def check_real_time(ops: Sequence[Op]) -> None:
         (
             (op.ended, op.slot if op.kind != "get" else op.at, op)
             for op in ops
-            if op.ended is not None
-            and (
-                (op.kind != "get" and op.outcome == "done")
-                or (op.kind == "get" and op.outcome == "done")
-            )
+            if op.ended is not None and op.outcome == "done"
         ),
         key=lambda row: row[:2],
     )
@@ -82,7 +78,9 @@ def check_exactly_once(ops: Iterable[Op], log: Log) -> None:
         if times > 1:
             raise Broken(f"applied {times} times:\n  {op}")
         if times and op.outcome in ("refused", "not_done"):
-            raise Broken(f"in the log at {log.slot_of(op.key, str(op.value))} all the same:\n  {op}")
+            raise Broken(
+                f"in the log at {log.slot_of(op.key, str(op.value))} all the same:\n  {op}"
+            )
         if op.outcome != "done":
             continue
         found = [
@@ -111,17 +109,16 @@ def check_prefixes(ops: Iterable[Op], log: Log) -> None:
 def check_monotonic(ops: Iterable[Op]) -> None:
     """Reads of one listener, or of one voter that was not restarted, never go back: ``level`` says
     whose they are."""
+    reads = [op for op in ops if op.kind == "get" and op.outcome == "done"]
     last: dict[str, Op] = {}
-    for op in sorted(
-        (op for op in ops if op.kind == "get" and op.outcome == "done" and op.level != "linearizable"),
-        key=lambda each: each.began,
-    ):
+    for op in sorted(reads, key=lambda each: each.began):
+        if op.level == "linearizable":
+            continue
         before = last.get(op.level)
-        if before is not None and before.ended is not None and before.ended < op.began:
-            if op.at < before.at:
-                raise Broken(f"{op.level} went back:\n  {before}\n  {op}")
         if before is None or op.at >= before.at:
             last[op.level] = op
+        elif before.ended is not None and before.ended < op.began:
+            raise Broken(f"{op.level} went back:\n  {before}\n  {op}")
 
 
 # --- deliveries --------------------------------------------------------------------------------
@@ -164,7 +161,7 @@ def check_runs(heard: Heard, log: Log) -> None:
         if at is not None and first != at + 1:
             raise Broken(f"{heard.name}: after slot {at} came {first}")
         at = last
-    if [run for run in heard.runs] != sorted(heard.runs):
+    if heard.runs != sorted(heard.runs):
         raise Broken(f"{heard.name}: runs out of order")
     for slot, chain in heard.chains.items():
         if slot <= log.last and chain != log.chains[slot]:

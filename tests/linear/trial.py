@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -55,27 +56,26 @@ class Figures:
     checker_s: float = 0.0
     steps: int = 0
     unavailable_s: float = 0.0
+    served_s: dict[str, float] = field(default_factory=dict)
+    """By harm, the longest that it took to be answered again."""
     changed_together: int = 0
 
     def __str__(self) -> str:
         def told(counts: Counter[str]) -> str:
             return ", ".join(f"{what} {count}" for what, count in counts.most_common()) or "none"
 
-        return "\n".join(
-            (
-                f"{sum(self.operations.values())} operations in {self.seconds:.1f} s on "
-                f"{self.keys} keys, {self.slots} slots: {told(self.operations)}",
-                f"  answered by level: {told(self.levels)}; troubles: {told(self.trouble)}",
-                f"  faults: {told(self.faults)}; reads asked of deposed leaders: "
-                f"{told(self.old_leaders)}",
-                f"  longest without an answer: {self.unavailable_s:.2f} s; the lock was held "
-                f"{self.holds} times, lost {self.lost_leases}",
-                f"  deliveries {self.deliveries}, bookmarks {self.bookmarks}, resumed "
-                f"{self.resumed}, resets {self.resets}, slots of several changes "
-                f"{self.changed_together}",
-                f"  checker: {self.checker_s:.2f} s of CPU, {self.steps} states",
-            )
-        )
+        served = ", ".join(f"{what} {took_s:.1f} s" for what, took_s in self.served_s.items())
+        return f"""\
+{sum(self.operations.values())} operations in {self.seconds:.1f} s on {self.keys} keys, \
+{self.slots} slots: {told(self.operations)}
+  answered by level: {told(self.levels)}; troubles: {told(self.trouble)}
+  faults: {told(self.faults)}; reads asked of deposed leaders: {told(self.old_leaders)}
+  longest without an answer: {self.unavailable_s:.2f} s; 25 answers came after: {served or "-"}
+  the lock was held {self.holds} times, lost {self.lost_leases}; \
+slots of several changes {self.changed_together}
+  deliveries {self.deliveries}, bookmarks {self.bookmarks}, resumed {self.resumed}, \
+resets {self.resets}
+  checker: {self.checker_s:.2f} s of CPU, {self.steps} states"""
 
 
 async def run_trial(
@@ -122,6 +122,7 @@ async def run_trial(
                 await load.more(50)
                 while True:
                     for harm in harms:
+                        grounds.harm = harm.__name__
                         await harm(grounds)
                     if time.monotonic() >= until_s:
                         break
@@ -182,9 +183,7 @@ async def _whole_log(machines: Machines, load: Load, last: int) -> Log:
                 if min(status.applied for status in statuses) >= last:
                     break
                 await anyio.sleep(0.05)
-    log = await read_log(
-        load.config, machines.credentials("listener"), machines.voter_ids, last
-    )
+    log = await read_log(load.config, machines.credentials("listener"), machines.voter_ids, last)
     for status in statuses:
         if status.fixed <= log.last and status.chain != log.chains[status.fixed]:
             raise Broken(f"voter {status.voter} is at another chain at slot {status.fixed}")
@@ -198,9 +197,7 @@ async def _check_stores(machines: Machines, log: Log, last: int) -> None:
         socket = machines.directory / name / "sql.sock"
 
         async def ask(sql: str, socket: Path = socket) -> list[tuple[Any, ...]]:
-            result = await query_socket_async(
-                socket, sql, deadline_ms=60_000, at_least_slot=last
-            )
+            result = await query_socket_async(socket, sql, deadline_ms=60_000, at_least_slot=last)
             return [tuple(row) for row in result.rows]
 
         rows = await ask(f"SELECT slot, chain FROM commits WHERE slot <= {last} ORDER BY slot")
@@ -238,7 +235,7 @@ async def _check_stores(machines: Machines, log: Log, last: int) -> None:
 def check_locks(locks: Sequence[Held]) -> None:
     """No two held the lock at one moment, and tokens ascend."""
     held = sorted(locks, key=lambda each: each.since_s)
-    for before, after in zip(held, held[1:], strict=False):
+    for before, after in pairwise(held):
         if after.since_s < before.until_s:
             raise Broken(f"two held the lock at once:\n  {before}\n  {after}")
         if after.token <= before.token:
@@ -265,6 +262,8 @@ def _judge(
     promises.check_runs(accounts[0], log)
     promises.check_same(accounts)
     check_locks(load.locks)
+    if load.early:
+        raise Broken(f"leases ended before their time: {load.early}")
     figures.checker_s = time.process_time() - began
     figures.keys, figures.slots = len(register), log.last
     for op in ops:
@@ -274,7 +273,7 @@ def _judge(
         if op.least and op.outcome == "done":
             figures.levels["at_least"] += 1
     figures.faults, figures.old_leaders = grounds.faults, grounds.stale
-    figures.trouble = load.trouble
+    figures.trouble, figures.served_s = load.trouble, grounds.served_s
     figures.deliveries = sum(len(heard.deliveries) for heard in accounts)
     figures.bookmarks = sum(
         type(each).__name__ == "Progress" for heard in accounts for each in heard.deliveries
@@ -286,4 +285,4 @@ def _judge(
         for op in ops
         if op.level == "linearizable" and op.outcome in ("done", "refused") and op.ended
     )
-    figures.unavailable_s = max(b - a for a, b in zip(answers, answers[1:], strict=False))
+    figures.unavailable_s = max(b - a for a, b in pairwise(answers))

@@ -84,6 +84,8 @@ class Load:
     known: dict[str, tuple[str | None, int]] = field(default_factory=dict)
     locks: list[Held] = field(default_factory=list)
     lost_leases: int = 0
+    early: list[str] = field(default_factory=list)
+    """Leases that the voters said were gone while their holder could still be sure of them."""
     trouble: Counter[str] = field(default_factory=Counter)
     stop: anyio.Event = field(default_factory=anyio.Event)
     answered: int = 0
@@ -230,9 +232,7 @@ class Load:
         op = self.history.begin("local", "get", key, level=where)
         query = Query(1, encode_question(ConfigGet(key)), False)
         try:
-            answer = await ask_voter(
-                self.config, self.credentials, voter, query, LOCAL_DEADLINE_S
-            )
+            answer = await ask_voter(self.config, self.credentials, voter, query, LOCAL_DEADLINE_S)
         except TrexError:
             self.trouble["local read without an answer"] += 1
             return
@@ -301,7 +301,10 @@ class Load:
 
     def _hold_ends(self, mine: Held, held: HeldLease) -> None:
         mine.until_s = max(mine.since_s, min(clock_s(), held.sure_until_s))
-        self.lost_leases += held.lost.is_set()
+        if held.lost.is_set():
+            self.lost_leases += 1
+            if clock_s() < held.sure_until_s:
+                self.early.append(f"{mine.who}'s lease {held.id}, sure until {held.sure_until_s}")
 
     async def _lock_moved(self) -> None:
         with anyio.move_on_after(HOLD_S):

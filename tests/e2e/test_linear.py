@@ -1,0 +1,71 @@
+"""Real processes under harm: what clients were answered is linearizable, and every listener is
+told what the voters' log says. `python -m tests.linear --minutes N` is the long form."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.linear import clock, hosts, nemesis
+from tests.linear.machines import Machines
+from tests.linear.trial import run_trial
+
+SLOW_ELECTIONS = {"election_ticks_min": 150, "election_ticks_max": 250}
+"""Where no election is allowed to happen, a busy machine must not cause one."""
+
+
+async def test_killed_and_stopped_processes(tmp_path):
+    with Machines(tmp_path, 5) as machines:
+        figures = await run_trial(machines, nemesis.PROCESSES, operations=1500)
+    print(figures)
+    assert set(figures.faults) == {
+        "kill -9 of the leader",
+        "kill -9 of a follower",
+        "kill -9 of all",
+        "kill -9 of a listener",
+        "SIGSTOP of the leader",
+        "SIGSTOP of a follower",
+        "SIGSTOP of a listener",
+    }
+    assert figures.old_leaders["asked"] >= 1
+    _checked_enough(figures)
+
+
+async def test_a_network_that_falls_apart(tmp_path):
+    if why := hosts.why_not():
+        pytest.skip(why)
+    with Machines(tmp_path, 3, apart=True) as machines:
+        figures = await run_trial(machines, nemesis.NETWORKS, operations=1000)
+    print(figures)
+    assert set(figures.faults) == {
+        "isolated leader",
+        "deaf leader",
+        "mute leader",
+        "leader in the minority",
+        "minority without the leader",
+        "multicast lost",
+    }
+    assert figures.old_leaders["asked"] >= 8
+    _checked_enough(figures)
+
+
+async def test_wall_clocks_that_jump_decide_nothing(tmp_path):
+    if why := clock.why_not():
+        pytest.skip(why)
+    with Machines(tmp_path, 3, clocks=True, timing=SLOW_ELECTIONS) as machines:
+        figures = await run_trial(machines, nemesis.CLOCKS, operations=500)
+    print(figures)
+    assert figures.faults["wall clock stepped"] == 4
+    assert figures.lost_leases == 0
+    _checked_enough(figures)
+
+
+def _checked_enough(figures):
+    """A trial that looked at little has proven little."""
+    assert figures.operations["get done"] > 100
+    assert figures.operations["put done"] > 50 and figures.operations["cas done"] > 20
+    assert figures.operations["cas refused"] and figures.operations["delete done"]
+    read = figures.levels
+    assert read["linearizable"] and read["local at a voter"] and read["embedded"]
+    assert read["at_least"] > 5
+    assert figures.bookmarks > 10 and figures.resumed > 2 and figures.changed_together > 1
+    assert figures.holds > 2
