@@ -23,7 +23,7 @@ from typing import Final
 
 from listeners.credentials import Credentials, other_end
 from listeners.trust import Trust
-from trex_core.cluster import ClusterConfig, ConfigError
+from trex_core.cluster import ClusterConfig, ConfigError, StreamConfig
 from trex_core.messages import (
     RUN_BYTES_MAX,
     RUN_SLOTS_MAX,
@@ -65,6 +65,8 @@ REQUEST_BYTES_MAX: Final = 4096
 """Largest body of a request, in bytes."""
 ACCEPT_AGAIN_S: Final = 0.1
 """When the process has no file descriptor left, accepting is tried again after this time."""
+ANY_INTERFACE: Final = "0.0.0.0"
+"""As ``stream.interface``: the kernel chooses."""
 HELPED_ROLES: Final = ("listener", "voter", "admin")
 LOG: Final = logging.getLogger("trex.listener")
 
@@ -99,6 +101,16 @@ def answer_to(message: CatchupMessage, trust: Trust) -> CatchupMessage:
     return CatchupEntries(first, piece.chain_before, piece.values, end, tip)
 
 
+def own_address(stream: StreamConfig) -> str:
+    """The address of the stream's interface; where the kernel chooses that (0.0.0.0), the one it
+    sends to the group from. Raises ``OSError`` when there is no way to the group."""
+    if stream.interface != ANY_INTERFACE:
+        return stream.interface
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((stream.group, stream.port))  # sends nothing
+        return str(probe.getsockname()[0])
+
+
 class Relay:
     """Serves what ``trust`` keeps, on a port of its own of the stream's interface."""
 
@@ -117,7 +129,7 @@ class Relay:
         self._counters = counters
         self._pace = asyncio.Lock()
         self._served = 0
-        self._socket = socket.create_server((cluster.stream.interface, 0), backlog=64)
+        self._socket = socket.create_server((own_address(cluster.stream), 0), backlog=64)
         self._socket.setblocking(False)
         host, port = self._socket.getsockname()
         self.address: Final = f"{host}:{port}"

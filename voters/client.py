@@ -155,7 +155,8 @@ class Client:
         self, key: str, expected_slot: int, value: str | None, *, deadline_s: float | None = None
     ) -> Done:
         """Write ``value`` (None: remove the key) if the version of ``key`` is ``expected_slot`` (0:
-        if it is absent). Rejected: cas_failed, whose ``slot`` is the version found."""
+        if it is absent). Rejected: cas_failed, whose ``slot`` is the version found; not_found if it
+        is to be removed and is absent as expected."""
         return await self.execute(ConfigCas(key, expected_slot, value), deadline_s=deadline_s)
 
     async def list(

@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import pytest
 
+from listeners.sql import query_socket
+from tests.e2e.harness import config_of, kill_all, put
 from tests.linear import clock, hosts, nemesis
 from tests.linear.machines import Machines
 from tests.linear.trial import run_trial
+from voters.driver import open_driver
 
 SLOW_ELECTIONS = {"election_ticks_min": 150, "election_ticks_max": 250}
 """Where no election is allowed to happen, a busy machine must not cause one."""
@@ -57,6 +60,30 @@ async def test_wall_clocks_that_jump_decide_nothing(tmp_path):
     assert figures.faults["wall clock stepped"] == 4
     assert figures.lost_leases == 0
     _checked_enough(figures)
+
+
+async def test_listeners_on_two_hosts_help_each_other(tmp_path):
+    """Every voter is gone: what the one listener holds, the other can only have from its host."""
+    if why := hosts.why_not():
+        pytest.skip(why)
+    with Machines(tmp_path, 3, apart=True) as machines:
+        machines.start_voters()
+        machines.start_listener("one").wait_for_line("listener.ready", 60)
+        async with open_driver(
+            config_of(machines), machines.credentials(), deadline_s=60
+        ) as driver:
+            slots = [await put(driver, f"k{number}", str(number)) for number in range(20)]
+        one, two = (machines.directory / name / "sql.sock" for name in machines.listeners)
+        query_socket(one, "SELECT 1", deadline_ms=60_000, at_least_slot=slots[-1])
+        kill_all([machines.voter(voter) for voter in machines.voter_ids])
+        machines.start_listener("two").wait_for_line("listener.ready", 60)
+        rows = query_socket(
+            two,
+            "SELECT slot FROM config ORDER BY slot",
+            deadline_ms=60_000,
+            at_least_slot=slots[-1],
+        ).rows
+    assert [slot for (slot,) in rows] == slots
 
 
 def _checked_enough(figures):

@@ -17,13 +17,14 @@ from msgspec.structs import replace
 import listeners.relay
 from listeners import ListenerOptions, open_listener
 from listeners.catchup import CatchupClient, CatchupError
-from listeners.relay import Relay, answer_to
+from listeners.relay import Relay, answer_to, own_address
 from listeners.source import drop_share
 from listeners.trust import Trust
 from tests.credentials import folder, held, issue
 from tests.listeners.backbone import BALLOT, Backbone, make_cluster
 from tests.listeners.workload import put, replayed, same, workload
 from trex_core.access import REVOKED_KEY, Grant, holder_of
+from trex_core.cluster import StreamConfig
 from trex_core.learner import LearnerConfig
 from trex_core.messages import (
     RUN_SLOTS_MAX,
@@ -53,6 +54,12 @@ async def backbone():
         yield made
     finally:
         made.close()
+
+
+def test_where_it_helps_is_an_address_that_others_can_reach():
+    assert own_address(StreamConfig("239.255.0.1", 9, "127.0.0.3")) == "127.0.0.3"
+    # As a way to the group is looked up; to a group there may be none here.
+    assert own_address(StreamConfig("127.0.0.1", 9, "0.0.0.0")) == "127.0.0.1"
 
 
 def following(backbone, name, **arguments):

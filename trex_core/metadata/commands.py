@@ -141,7 +141,8 @@ class ConfigDelete(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False
 
 class ConfigCas(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
     """Write ``value`` (None: remove the key) only if the key was written last by
-    ``expected_slot`` (0: only if it is absent). Rejected: cas_failed with the slot found."""
+    ``expected_slot`` (0: only if it is absent). Rejected: cas_failed with the slot found,
+    not_found if it is to be removed and, as expected, is absent."""
 
     key: str
     expected_slot: int
