@@ -29,7 +29,7 @@ async def test_killed_and_stopped_processes(tmp_path):
         "SIGSTOP of a follower",
         "SIGSTOP of a listener",
     }
-    assert figures.old_leaders["asked"] >= 1
+    assert sum(figures.old_leaders.values()) == 1
     _checked_enough(figures)
 
 
@@ -47,7 +47,8 @@ async def test_a_network_that_falls_apart(tmp_path):
         "minority without the leader",
         "multicast lost",
     }
-    assert figures.old_leaders["asked"] >= 8
+    assert sum(figures.old_leaders.values()) > 4
+    assert figures.old_leaders["answered"], "while they led they were asked"
     _checked_enough(figures)
 
 

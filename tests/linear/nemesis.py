@@ -11,7 +11,7 @@ import itertools
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -33,12 +33,12 @@ from trex_core.metadata.commands import (
 )
 from voters.client import connect
 from voters.driver import Driver, OutcomeUnknown, TrexError, ask_voter
+from voters.driver import _Link as Link
 from voters.driver import _linked as linked
 from voters.driver import _LinkLost as LinkLost
 
 WAIT_S = 30.0
 ASK_S = 0.5
-OLD_LEADER_S = 5.0
 HOUR_S = 3600
 MAYFLY_MS = 1000
 
@@ -105,44 +105,55 @@ class Field:
         history.end(op, "done", result.slot)
 
     @asynccontextmanager
-    async def asking(self, voter: int) -> AsyncIterator[Callable[[str], Awaitable[None]]]:
-        """A connection to ``voter``, made now. What it gives sends a linearizable read of a key on
-        it, then does ``meanwhile``, and notes the answer, if one comes."""
-        load = self.load
-        entry = load.config.voter(voter)
-        async with linked(entry, load.config.cluster_id_bytes, load.credentials, WAIT_S) as link:
-            numbers = itertools.count(1)
-            pending: list[tuple[Query, object]] = []
+    async def linked(self, voter: int) -> AsyncIterator[OldLink]:
+        """A connection to ``voter``, made now."""
+        config = self.load.config
+        entry = config.voter(voter)
+        async with linked(entry, config.cluster_id_bytes, self.load.credentials, WAIT_S) as link:
+            yield OldLink(self, voter, link)
 
-            async def ask(key: str) -> None:
-                query = Query(next(numbers), encode_question(ConfigGet(key)), True)
-                op = load.history.begin(f"held by {voter}", "get", key)
-                pending.append((query, op))
-                await link.send([query])
 
-            yield ask
-            for query, op in pending:
-                self.stale["asked"] += 1
-                said = "nothing"
-                with anyio.move_on_after(OLD_LEADER_S), suppress(LinkLost):
-                    said = "nothing in time"
-                    while True:
-                        replies = await link.receive(OLD_LEADER_S)
-                        mine = [reply for reply in replies or () if reply.id == query.id]
-                        if not mine:
-                            continue
-                        said = "refused"
-                        if isinstance(mine[0], Answer):
-                            said = "answered"
-                            reply = decode_reply(mine[0].body)
-                            found = (
-                                (reply.value, reply.slot)
-                                if isinstance(reply, ConfigEntry)
-                                else (None, ABSENT)
-                            )
-                            load.history.end(op, "done", found[1], read=found[0], at=mine[0].slot)
-                        break
-                self.stale[said] += 1
+@dataclass
+class OldLink:
+    """A connection to a voter that led when it was made. Reads on it are linearizable ones, and in
+    the history like any other; ``Field.stale`` counts what became of them."""
+
+    field: Field
+    voter: int
+    link: Link
+    _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    async def ask(self, key: str, sent: anyio.Event | None = None) -> str:
+        """Read ``key``; ``sent`` is set when the request has left. What became of it."""
+        history = self.field.load.history
+        query = Query(next(self._numbers), encode_question(ConfigGet(key)), True)
+        op = history.begin(f"held by {self.voter}", "get", key)
+        said = "silence"
+        try:
+            await self.link.send([query])
+            if sent is not None:
+                sent.set()
+            with anyio.move_on_after(WAIT_S):
+                while said == "silence":
+                    for reply in await self.link.receive() or ():
+                        if reply.id == query.id:
+                            said = "answered" if isinstance(reply, Answer) else "refused"
+                            break
+        except LinkLost:
+            said = "hung up"
+        if said == "answered":
+            assert isinstance(reply, Answer)
+            found = decode_reply(reply.body)
+            assert found is None or isinstance(found, ConfigEntry)
+            value, slot = (None, ABSENT) if found is None else (found.value, found.slot)
+            history.end(op, "done", slot, read=value, at=reply.slot)
+        self.field.stale[said] += 1
+        return said
+
+    async def ask_on(self) -> None:
+        """Read what the load uses, one after another, until it is not answered any more."""
+        while await self.ask(self.field.load.key()) == "answered":
+            pass
 
 
 Harm = Callable[[Field], Awaitable[None]]
@@ -194,14 +205,16 @@ async def stop_leader(f: Field) -> None:
     """SIGSTOP until another leads and has written; then the old one wakes with a read to answer."""
     leader = await f.leader()
     key = f.load.key()
-    async with f.asking(leader) as ask:
+    async with f.linked(leader) as old, anyio.create_task_group() as group:
         f.machines.voter(leader).pause()
         f.faults["SIGSTOP of the leader"] += 1
         try:
             await f.leader(f.others(leader), but=leader)
             await f.write(key)
             await f.serves()
-            await ask(key)
+            sent = anyio.Event()
+            group.start_soon(old.ask, key, sent)
+            await sent.wait()
         finally:
             f.machines.voter(leader).resume()
     await f.serves()
@@ -249,36 +262,44 @@ def _name(voter: int) -> str:
 
 
 async def isolate_leader(f: Field) -> None:
-    """The leader alone, a client beside it; it is asked on an old connection."""
-    await _cut_off(f, lambda leader: (leader,), "isolated leader")
+    """The leader alone, a client beside it."""
+    leader = await f.leader()
+    await _cut_off(f, leader, (leader,), "isolated leader")
 
 
 async def minority(f: Field) -> None:
     """The leader and as many followers as make no majority, and a listener, are cut off."""
+    leader = await f.leader()
     size = (len(f.voters) - 1) // 2
-    await _cut_off(
-        f, lambda leader: (leader, *f.others(leader)[: size - 1]), "leader in the minority", True
-    )
+    with_it = (leader, *f.others(leader)[: size - 1])
+    await _cut_off(f, leader, with_it, "leader in the minority", f.machines.listeners[-1:])
 
 
 async def _cut_off(
-    f: Field, who: Callable[[int], tuple[int, ...]], what: str, listener: bool = False
+    f: Field, leader: int, right: tuple[int, ...], what: str, also: tuple[str, ...] = ()
 ) -> None:
     net = f.machines.net
     assert net is not None
-    leader = await f.leader()
-    right = who(leader)
-    key = f.load.key()
-    with_them = [f.machines.listeners[-1]] if listener else []
-    async with f.asking(leader) as ask:
-        net.split([*map(_name, right), *with_them])
+    await _deposed(
+        f, leader, f.others(*right), what, lambda: net.split([*map(_name, right), *also])
+    )
+
+
+async def _deposed(
+    f: Field, leader: int, others: tuple[int, ...], what: str, harm: Callable[[], None]
+) -> None:
+    """Do ``harm`` to ``leader`` until one of ``others`` leads and writes. It is asked on an old
+    connection all the while."""
+    net = f.machines.net
+    assert net is not None
+    async with f.linked(leader) as old, anyio.create_task_group() as group:
+        group.start_soon(old.ask_on)
+        harm()
         f.faults[what] += 1
         try:
-            await ask(key)
-            await f.leader(f.others(*right))
-            await f.write(key)
+            await f.leader(others, but=leader)
+            await f.write(f.load.key())
             await f.serves()
-            await ask(key)
         finally:
             net.heal()
     await f.serves()
@@ -311,21 +332,14 @@ async def _one_way(f: Field, deaf: bool) -> None:
     net = f.machines.net
     assert net is not None
     leader = await f.leader()
-    key = f.load.key()
-    async with f.asking(leader) as ask:
-        for other in f.others(leader):
+    others = f.others(leader)
+
+    def harm() -> None:
+        for other in others:
             pair = (_name(other), _name(leader))
             net.lose(*(pair if deaf else pair[::-1]))
-        f.faults["deaf leader" if deaf else "mute leader"] += 1
-        try:
-            await ask(key)
-            await f.leader(f.others(leader), but=leader)
-            await f.write(key)
-            await f.serves()
-            await ask(key)
-        finally:
-            net.heal()
-    await f.serves()
+
+    await _deposed(f, leader, others, "deaf leader" if deaf else "mute leader", harm)
 
 
 async def no_multicast(f: Field) -> None:
