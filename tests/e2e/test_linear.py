@@ -9,6 +9,7 @@ from listeners.sql import query_socket
 from tests.e2e.harness import config_of, kill_all, put
 from tests.linear import clock, hosts, nemesis
 from tests.linear.machines import Machines
+from tests.linear.promises import Broken
 from tests.linear.trial import run_trial
 from voters.driver import open_driver
 
@@ -50,6 +51,18 @@ async def test_a_network_that_falls_apart(tmp_path):
     assert sum(figures.old_leaders.values()) > 4
     assert figures.old_leaders["answered"], "while they led they were asked"
     _checked_enough(figures)
+
+
+async def test_a_leader_that_asks_no_quorum_is_found(tmp_path):
+    """The trial is tried: planted in real voters, a stale read is found in what clients noted."""
+    if why := hosts.why_not():
+        pytest.skip(why)
+    defect, harms = "a leader for ever", [nemesis.isolate_a_leader_for_ever]
+    with (
+        Machines(tmp_path, 3, listeners=("one",), apart=True, planted=defect) as machines,
+        pytest.raises(Broken, match="a linearizable read of the past"),
+    ):
+        await run_trial(machines, harms, operations=0)
 
 
 async def test_wall_clocks_that_jump_decide_nothing(tmp_path):

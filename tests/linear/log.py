@@ -6,10 +6,14 @@ computed anew here; each voter's must be the same.
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_right
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import anyio
 
 from listeners.catchup import CatchupClient, CatchupError
 from listeners.credentials import Credentials
@@ -20,6 +24,9 @@ from trex_core.metadata.commands import Change
 from trex_core.metadata.state import EMPTY, MetadataState, apply
 from trex_core.sessions import NO_SESSIONS, deliver
 from trex_core.state import chain_next, chain_start
+
+PATIENCE_S = 60.0
+"""So long a voter's archive may take until it answers."""
 
 
 @dataclass
@@ -96,17 +103,15 @@ async def read_log(config: ClusterConfig, folder: Path, voters: tuple[int, ...],
             config, held, "log reader", counters, None, Trust(config, held, counters)
         )
         try:
-            first, failures = 1, 0
+            first, until_s = 1, time.monotonic() + PATIENCE_S
             while first <= last:
-                try:
+                answer = None
+                with suppress(CatchupError):
                     answer = await client.entries(voter, first)
-                except CatchupError:
-                    failures += 1
-                    if failures > 20:
-                        raise
+                if not isinstance(answer, CatchupEntries) or not answer.values:
+                    assert time.monotonic() < until_s, f"voter {voter}, slot {first}: {answer}"
+                    await anyio.sleep(0.05)  # its archive may still be starting, or reading
                     continue
-                assert isinstance(answer, CatchupEntries), f"voter {voter}: {answer}"
-                assert answer.values, f"voter {voter} knows nothing of slot {first}"
                 assert answer.chain_before == log.chains[first - 1], f"voter {voter}, slot {first}"
                 for slot, data in enumerate(answer.values, first):
                     if slot > log.last:

@@ -14,10 +14,13 @@ from dashboard.local import Child, LocalCluster
 from tests.linear.clock import WallClock
 from tests.linear.hosts import CLIENT, Hosts
 
+ROOT = Path(__file__).parent.parent.parent
+
 
 class Machines(LocalCluster):
     """A :class:`LocalCluster`; with ``apart``, in a network of namespaces, the calling thread being
-    on the client's host for the block; with ``clocks``, every process has a wall clock to set."""
+    on the client's host for the block; with ``clocks``, every process has a wall clock to set;
+    ``planted`` is a defect of every voter, of ``planted_voter``."""
 
     def __init__(
         self,
@@ -27,6 +30,7 @@ class Machines(LocalCluster):
         listeners: tuple[str, ...] = ("one", "two"),
         apart: bool = False,
         clocks: bool = False,
+        planted: str = "",
         timing: Mapping[str, int] | None = None,
         journal: Mapping[str, int] | None = None,
     ) -> None:
@@ -35,6 +39,7 @@ class Machines(LocalCluster):
         self.net: Hosts | None = None
         self.clock: WallClock | None = None
         self._clocks = clocks
+        self._planted = planted
         addresses: list[str] = []
         if apart:
             names = [f"voter-{voter + 1}" for voter in range(voters)]
@@ -82,6 +87,9 @@ class Machines(LocalCluster):
         more = dict(extra or {})
         if self.clock is not None:
             more |= self.clock.environment(name)
+        if self._planted and arguments[0] == "voters":
+            arguments = ("tests.linear.planted_voter", self._planted, *arguments[1:])
+            more["PYTHONPATH"] = str(ROOT)
         with ExitStack() as stack:
             if self.net is not None:
                 stack.enter_context(self.net.inside(name))

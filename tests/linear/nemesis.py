@@ -20,7 +20,7 @@ import anyio
 from tests.linear.history import ABSENT
 from tests.linear.machines import Machines
 from tests.linear.workload import Load
-from trex_core.messages import Answer, Query, Status, StatusRequest
+from trex_core.messages import Answer, Kind, Outcome, Query, Status, StatusRequest, Submit
 from trex_core.metadata.commands import (
     ConfigEntry,
     ConfigGet,
@@ -90,19 +90,36 @@ class Field:
         took_s = time.monotonic() - began
         self.served_s[self.harm] = max(took_s, self.served_s.get(self.harm, 0.0))
 
-    async def write(self, key: str) -> None:
-        """Write ``key`` whoever leads, and note it."""
+    async def write(self, key: str, leader: int = 0) -> None:
+        """Write ``key``, and note it: at ``leader`` and on a connection of its own (somebody else
+        may still be believed to lead), or at whoever leads."""
         history = self.load.history
         op = history.begin("nemesis", "put", key, self.load.value("nemesis"))
+        command = encode_command(ConfigPut(key, str(op.value)))
         try:
-            outcome = await self.driver.submit(
-                encode_command(ConfigPut(key, str(op.value))), WAIT_S
-            )
+            if leader:
+                outcome = await self._submit_at(leader, command)
+            else:
+                outcome = await self.driver.submit(command, WAIT_S)
         except OutcomeUnknown as error:
             outcome = await self.driver.resolve(error, WAIT_S)
+        if outcome is None:
+            return  # that one led no longer: it may have happened
         result = decode_result(outcome.body)
         assert isinstance(result, Done), result
         history.end(op, "done", result.slot)
+
+    async def _submit_at(self, leader: int, command: bytes) -> Outcome | None:
+        load = self.load
+        with suppress(LinkLost):
+            entry, cluster = load.config.voter(leader), load.config.cluster_id_bytes
+            async with linked(entry, cluster, load.credentials, WAIT_S) as link:
+                opened = await link.ask(Submit(1, Kind.OPEN, 0, 0, 0, b""))
+                if isinstance(opened, Outcome):
+                    request = Submit(2, Kind.COMMAND, opened.slot, 1, 1, command)
+                    done = await link.ask(request)
+                    return done if isinstance(done, Outcome) else None
+        return None
 
     @asynccontextmanager
     async def linked(self, voter: int) -> AsyncIterator[OldLink]:
@@ -121,7 +138,10 @@ class OldLink:
     field: Field
     voter: int
     link: Link
+    over: bool = False
+    """It was asked on, and answers no more."""
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    _moved: anyio.Event = field(default_factory=anyio.Event)
 
     async def ask(self, key: str, sent: anyio.Event | None = None) -> str:
         """Read ``key``; ``sent`` is set when the request has left. What became of it."""
@@ -152,8 +172,17 @@ class OldLink:
 
     async def ask_on(self) -> None:
         """Read what the load uses, one after another, until it is not answered any more."""
-        while await self.ask(self.field.load.key()) == "answered":
-            pass
+        while not self.over:
+            self.over = await self.ask(self.field.load.key()) != "answered"
+            moved, self._moved = self._moved, anyio.Event()
+            moved.set()
+
+    async def asked_again(self, times: int = 3) -> None:
+        """Wait until it was asked so often again, or answers no more."""
+        with anyio.fail_after(WAIT_S):
+            for _ in range(times):
+                if not self.over:
+                    await self._moved.wait()
 
 
 Harm = Callable[[Field], Awaitable[None]]
@@ -209,8 +238,7 @@ async def stop_leader(f: Field) -> None:
         f.machines.voter(leader).pause()
         f.faults["SIGSTOP of the leader"] += 1
         try:
-            await f.leader(f.others(leader), but=leader)
-            await f.write(key)
+            await f.write(key, await f.leader(f.others(leader), but=leader))
             await f.serves()
             sent = anyio.Event()
             group.start_soon(old.ask, key, sent)
@@ -267,6 +295,16 @@ async def isolate_leader(f: Field) -> None:
     await _cut_off(f, leader, (leader,), "isolated leader")
 
 
+async def isolate_a_leader_for_ever(f: Field) -> None:
+    """The same where the leader will not give way: its clients wait until it is over."""
+    net = f.machines.net
+    assert net is not None
+    leader = await f.leader()
+    others = f.others(leader)
+    name = _name(leader)
+    await _deposed(f, leader, others, "isolated leader", lambda: net.split([name]), served=False)
+
+
 async def minority(f: Field) -> None:
     """The leader and as many followers as make no majority, and a listener, are cut off."""
     leader = await f.leader()
@@ -286,10 +324,16 @@ async def _cut_off(
 
 
 async def _deposed(
-    f: Field, leader: int, others: tuple[int, ...], what: str, harm: Callable[[], None]
+    f: Field,
+    leader: int,
+    others: tuple[int, ...],
+    what: str,
+    harm: Callable[[], None],
+    *,
+    served: bool = True,
 ) -> None:
-    """Do ``harm`` to ``leader`` until one of ``others`` leads and writes. It is asked on an old
-    connection all the while."""
+    """Do ``harm`` to ``leader`` until one of ``others`` leads, has written and (``served``) serves
+    the load. The deposed one is asked on an old connection all the while."""
     net = f.machines.net
     assert net is not None
     async with f.linked(leader) as old, anyio.create_task_group() as group:
@@ -297,9 +341,10 @@ async def _deposed(
         harm()
         f.faults[what] += 1
         try:
-            await f.leader(others, but=leader)
-            await f.write(f.load.key())
-            await f.serves()
+            await f.write(f.load.key(), await f.leader(others, but=leader))
+            await old.asked_again()
+            if served:
+                await f.serves()
         finally:
             net.heal()
     await f.serves()
