@@ -35,14 +35,16 @@ coverage:
     .venv/bin/coverage run -m pytest -q -p no:cacheprovider tests/core
     .venv/bin/coverage report
 
-# long runs: large products, model search, simulator, decoders fuzzed, hostile datagrams, an attack
-soak seeds="10000" search_s="1800" cases="1000000" datagrams="1000000" attack_s="300":
+# long runs, until Ctrl-C: large products, model search, simulator, decoders, journals, attacks, histories
+soak seeds="10000" search_s="1800" cases="1000000" datagrams="1000000" attack_s="300" minutes="30":
     TREX_WIDE=1 .venv/bin/python -m pytest -q -s --timeout 3600 tests/core/test_exhaustive.py
     .venv/bin/python -m tests.search --ballots 3 --slots 2 --cpu-s {{search_s}}
     .venv/bin/python -m tests.simulator --seeds {{seeds}}
     .venv/bin/python -m tests.fuzz --cases {{cases}}
+    .venv/bin/python -m tests.adversary.journal
     .venv/bin/python -m tests.adversary --datagrams {{datagrams}}
     TREX_TEST_ATTACK_S={{attack_s}} .venv/bin/python -m pytest -q -s --timeout 3600 tests/e2e/test_adversary.py -k stole
+    .venv/bin/python -m tests.linear --minutes {{minutes}}
 
 # commits a second and latency of five voters, as JSON lines
 bench *args:

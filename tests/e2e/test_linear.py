@@ -19,7 +19,7 @@ SLOW_ELECTIONS = {"election_ticks_min": 150, "election_ticks_max": 250}
 
 async def test_killed_and_stopped_processes(tmp_path):
     with Machines(tmp_path, 5) as machines:
-        figures = await run_trial(machines, nemesis.PROCESSES, operations=1500)
+        figures = await run_trial(machines, nemesis.PROCESSES, operations=1200)
     print(figures)
     assert set(figures.faults) == {
         "kill -9 of the leader",
@@ -48,8 +48,8 @@ async def test_a_network_that_falls_apart(tmp_path):
         "minority without the leader",
         "multicast lost",
     }
-    assert sum(figures.old_leaders.values()) > 4
-    assert figures.old_leaders["answered"], "while they led they were asked"
+    assert figures.old_leaders["answered"] >= 4, "while they led"
+    assert figures.old_leaders["refused"] + figures.old_leaders["hung up"] >= 8, "and then"
     _checked_enough(figures)
 
 

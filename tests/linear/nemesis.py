@@ -41,6 +41,7 @@ WAIT_S = 30.0
 ASK_S = 0.5
 HOUR_S = 3600
 MAYFLY_MS = 1000
+ASKS_PER_S = 100
 
 
 @dataclass
@@ -139,7 +140,7 @@ class OldLink:
     voter: int
     link: Link
     over: bool = False
-    """It was asked on, and answers no more."""
+    """It hung up."""
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     _moved: anyio.Event = field(default_factory=anyio.Event)
 
@@ -171,14 +172,16 @@ class OldLink:
         return said
 
     async def ask_on(self) -> None:
-        """Read what the load uses, one after another, until it is not answered any more."""
+        """Read what the load uses, one after another, ASKS_PER_S times a second at most, until it
+        hangs up."""
         while not self.over:
-            self.over = await self.ask(self.field.load.key()) != "answered"
+            self.over = await self.ask(self.field.load.key()) == "hung up"
             moved, self._moved = self._moved, anyio.Event()
             moved.set()
+            await anyio.sleep(1 / ASKS_PER_S)
 
-    async def asked_again(self, times: int = 3) -> None:
-        """Wait until it was asked so often again, or answers no more."""
+    async def asked_again(self, times: int) -> None:
+        """Wait until it was asked so often again, or hung up."""
         with anyio.fail_after(WAIT_S):
             for _ in range(times):
                 if not self.over:
@@ -338,15 +341,17 @@ async def _deposed(
     assert net is not None
     async with f.linked(leader) as old, anyio.create_task_group() as group:
         group.start_soon(old.ask_on)
+        await old.asked_again(2)
         harm()
         f.faults[what] += 1
         try:
             await f.write(f.load.key(), await f.leader(others, but=leader))
-            await old.asked_again()
+            await old.asked_again(3)
             if served:
                 await f.serves()
         finally:
             net.heal()
+            group.cancel_scope.cancel()
     await f.serves()
 
 

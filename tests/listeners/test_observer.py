@@ -325,4 +325,4 @@ async def test_a_listener_over_a_recording_ends_in_the_same_state(backbone, late
     assert_seamless(again, 0, last)
     assert again.tips == notes.tips
     assert tape.closed == ["stream", "archives"]
-    assert bool(tape.asked) == late
+    assert any(asked <= last for asked in tape.asked) == late
