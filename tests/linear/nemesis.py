@@ -37,11 +37,12 @@ from voters.driver import _Link as Link
 from voters.driver import _linked as linked
 from voters.driver import _LinkLost as LinkLost
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 ASK_S = 0.5
 HOUR_S = 3600
 MAYFLY_MS = 1000
 ASKS_PER_S = 100
+MAYFLY_S_MAX = 20.0
 
 
 @dataclass
@@ -444,7 +445,7 @@ async def step_clocks(f: Field) -> None:
                     if gone:
                         break
             lived_s = time.monotonic() - sent_s
-            assert MAYFLY_MS / 1000 <= lived_s < WAIT_S, f"a lease of {MAYFLY_MS} ms: {lived_s} s"
+            assert MAYFLY_MS / 1000 <= lived_s < MAYFLY_S_MAX, f"a lease lived {lived_s} s"
         await f.serves()
     after = await f.driver.status(leader)
     assert (after.role, after.ballot) == ("leader", before.ballot), "no election for a wall clock"
