@@ -59,19 +59,23 @@ class Credentials:
             return False
         self._stamp = stamp  # what is wrong with it is said once
         holder, keys = self._read()
+        # A context takes a certificate that is not its key's, and drops its key: what is loaded
+        # into those in use was good in one thrown away.
+        self._context(ssl.PROTOCOL_TLS_CLIENT)
         for context in (self.server, self.client):
             self._load(context)
         self.holder, self.keys = holder, keys
         return True
 
-    def _written(self) -> tuple[tuple[int, int, int], ...]:
-        found = []
+    def _written(self) -> tuple[tuple[int, ...], ...]:
+        found: list[tuple[int, ...]] = []
         for name in _FILES:
             try:
                 stat = (self.folder / name).stat()
-                found.append((stat.st_ino, stat.st_mtime_ns, stat.st_size))
+                when = (stat.st_mtime_ns, stat.st_ctime_ns)
+                found.append((stat.st_ino, stat.st_size, stat.st_mode, stat.st_uid, *when))
             except OSError:
-                found.append((0, 0, 0))
+                found.append(())
         return tuple(found)
 
     def _read(self) -> tuple[Holder, Keys]:

@@ -104,7 +104,7 @@ from voters.journal import (
     segment_name,
     segment_numbers,
 )
-from voters.logs import JsonLines, log
+from voters.logs import LOG, JsonLines, log
 from voters.snapshots import snapshot_name, snapshot_slots
 
 CONNECTIONS_MAX: Final = 128
@@ -136,6 +136,8 @@ SLICE_ENTRIES: Final = 64
 """Journal entries read before other connections get a turn."""
 FOLLOWERS: Final = ("voter", "listener", "admin")
 """Whose certificates may ask for what was fixed."""
+REFRESH_S: Final = 1.0
+"""Seconds between two looks whether the credentials were written anew."""
 LOG_S: Final = 1.0
 """Dropped connections are logged at most once in so many seconds, with their counts."""
 
@@ -798,6 +800,17 @@ def _watch_stdin(told: Callable[[bytes], None], stop: Callable[[], None]) -> Non
     threading.Thread(target=watch, name="archive-stdin", daemon=True).start()
 
 
+async def _take_up(credentials: Credentials, voter_id: int) -> None:
+    """Read the credentials again whenever they were written anew, until cancelled."""
+    while True:
+        await asyncio.sleep(REFRESH_S)
+        try:
+            if credentials.refresh():
+                log(logging.INFO, "archive.credentials.read", voter=voter_id)
+        except ConfigError as error:
+            log(logging.ERROR, "archive.credentials.refused", voter=voter_id, why=str(error))
+
+
 async def _run(
     cluster: ClusterConfig, voter_id: int, paths: VoterPaths, credentials: Credentials
 ) -> None:
@@ -822,7 +835,10 @@ async def _run(
     await server.listen(entry.host, entry.archive_port)
     _watch_stdin(told, stop)
     print("ready", flush=True)  # noqa: T201 - the parent waits for this line
-    await over.wait()
+    async with asyncio.TaskGroup() as group:
+        taking_up = group.create_task(_take_up(credentials, voter_id))
+        await over.wait()
+        taking_up.cancel()
     await server.aclose()
     log(logging.INFO, "archive.process.ended", **server.counters)
 
@@ -837,7 +853,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    logging.getLogger("trex").addHandler(handler)
+    LOG.addHandler(handler)
+    LOG.setLevel(logging.INFO)
     try:
         if options.setup:
             setup = decode_setup(options.setup)

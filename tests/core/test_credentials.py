@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
+import shutil
+import ssl
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+import listeners.credentials
+import voters.credentials
 from dashboard.cluster_init import cluster_file
-from tests.credentials import folder, issue
+from tests.credentials import folder, issue, papers
 from trex_core.access import (
     REVOKED_KEY,
     Grant,
@@ -47,6 +54,8 @@ from trex_core.seal import KEYS_MAX, Key, KeyRing
 CLUSTER = parse_cluster(cluster_file("papers", ["127.0.0.1"], range(7100, 7105)))
 ID = CLUSTER.cluster_id_bytes
 ME = 1000
+FILES = (AUTHORITY_FILE, CERTIFICATE_FILE, PRIVATE_FILE, KEYS_FILE)
+AnyCredentials: TypeAlias = voters.credentials.Credentials | listeners.credentials.Credentials
 
 
 def certificate(*names: x509.GeneralName) -> bytes:
@@ -293,3 +302,62 @@ def test_a_certificate_is_good_from_its_first_second_to_its_last():
     assert why(100) == why(199.9) == ""
     assert "expired on <200>: issue a new one with `trex cert issue --role reader ann`" in why(200)
     assert "good from <100> only: is this machine's clock right?" in why(99.9)
+
+
+# --- a folder that changes under a process that runs -----------------------------------------
+
+BOTH = pytest.mark.parametrize("module", [voters.credentials, listeners.credentials])
+
+
+def shows(credentials: AnyCredentials, as_server: bool) -> str:
+    """Who ``credentials`` are to an admin at the other end of a TLS connection."""
+    admin = papers(CLUSTER)
+    contexts = (
+        (credentials.server, admin.client) if as_server else (admin.server, credentials.client)
+    )
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = contexts[0].wrap_bio(there, back, server_side=True)
+    client = contexts[1].wrap_bio(back, there)
+    for _ in range(3):
+        for end in (client, server):
+            with suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+    return voters.credentials.other_end(client if as_server else server, ID).grant.name
+
+
+def copied(place: Path, names: Iterable[str], into: Path) -> None:
+    into.mkdir(exist_ok=True)
+    for name in names:
+        shutil.copy2(place / name, into / name)
+
+
+@BOTH
+@pytest.mark.parametrize("first", [CERTIFICATE_FILE, PRIVATE_FILE])
+def test_half_a_new_folder_leaves_all_as_before(module, first, tmp_path):
+    ann, bob = (issue(CLUSTER, Grant(name, "reader")) for name in ("ann", "bob"))
+    place = tmp_path / "mine"
+    copied(ann, FILES, place)
+    credentials = module.Credentials(place, ID)
+    copied(bob, [first], place)
+    with pytest.raises(ConfigError, match=r"node\.key is not the key of node\.pem"):
+        credentials.refresh()
+    assert credentials.holder.grant.name == "ann"
+    assert [shows(credentials, end) for end in (True, False)] == ["ann", "ann"]
+    copied(bob, FILES, place)
+    assert credentials.refresh()
+    assert [shows(credentials, end) for end in (True, False)] == ["bob", "bob"]
+
+
+@BOTH
+def test_what_was_exposed_is_taken_up_once_it_is_not(module, tmp_path):
+    place = tmp_path / "mine"
+    copied(issue(CLUSTER, Grant("ann", "reader")), FILES, place)
+    credentials = module.Credentials(place, ID)
+    assert not credentials.refresh()
+    (place / KEYS_FILE).chmod(0o644)
+    with pytest.raises(ConfigError, match="chmod 0600"):
+        credentials.refresh()
+    assert not credentials.refresh(), "it is said once"
+    (place / KEYS_FILE).chmod(0o600)
+    assert credentials.refresh()
+    assert not credentials.refresh()

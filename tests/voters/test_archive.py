@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from tests.credentials import folder, papers
+from tests.credentials import folder, issue, papers
 from tests.voters.test_journal import BALLOT, CLUSTER, SEGMENT_BYTES, VOTER, Writer, value
-from trex_core.access import voter_name
+from trex_core.access import Grant, voter_name
 from trex_core.cluster import ClusterConfig, StreamConfig, VoterEntry
 from trex_core.messages import (
     RUN_SLOTS_MAX,
@@ -58,6 +58,7 @@ from trex_core.wire import (
 from voters import archive as archive_module
 from voters.archive import Archive, ArchiveServer
 from voters.config import StartError, VoterPaths
+from voters.credentials import other_end
 from voters.journal import Journal, format_journal, segment_name
 from voters.snapshots import Snapshots
 
@@ -728,6 +729,42 @@ def test_the_process_serves_and_ends_with_its_parent(tmp_path: Path) -> None:
         for pipe in (process.stdin, process.stdout, process.stderr):
             assert pipe is not None
             pipe.close()
+        voter.close()
+
+
+@pytest.mark.e2e
+def test_the_process_takes_up_a_renewed_certificate(tmp_path: Path) -> None:
+    voter = Voter(tmp_path)
+    voter.fix(4)
+    port = free_port()
+    process = start_process(cluster_file(tmp_path, port))
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+
+        async def shown() -> str:
+            follower = Follower(*await linked(port))
+            await follower.follow(voter, 1)
+            serial = other_end(follower.writer.get_extra_info("ssl_object"), CLUSTER).serial
+            follower.writer.close()
+            await follower.writer.wait_closed()
+            return serial
+
+        async def story() -> None:
+            before = papers(CONFIG, voter_name(VOTER)).holder.serial
+            assert await shown() == before
+            issue(CONFIG, Grant(voter_name(VOTER), "voter"))
+            while (serial := await shown()) == before:
+                await asyncio.sleep(0.1)
+            assert serial == papers(CONFIG, voter_name(VOTER)).holder.serial
+
+        play(story())
+        _, err = process.communicate(timeout=20)
+        assert b"archive.credentials.read" in err
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.wait()
         voter.close()
 
 
