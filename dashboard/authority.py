@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -52,6 +53,10 @@ DAY: Final = dt.timedelta(days=1)
 CLOCK_SLACK: Final = dt.timedelta(minutes=10)
 """A certificate is good from a little before it was made: clocks differ."""
 FIRST_EPOCH: Final = 1
+ISSUED_FOLDER: Final = "issued"
+"""In the authority's folder: a copy of every certificate it ever made, SERIAL.pem."""
+_SERIAL: Final = re.compile(r"[0-9a-f]{32,40}")
+"""159 random bits without leading zeros: one in 2^31 is shorter."""
 
 
 def write_secret(path: Path, text: str | bytes) -> None:
@@ -118,10 +123,13 @@ class Authority:
 
     def issue(self, grant: Grant, folder: Path, days: int = DAYS) -> Holder:
         """Write all that ``grant``'s holder needs into ``folder``: a new certificate and private
-        key, and the keys of datagrams of its role. A voter keeps the key it signs with. Raises
-        :class:`ConfigError`, ``OSError``."""
+        key, and the keys of datagrams of its role. A voter keeps the key it signs with, and a
+        folder its role. Raises :class:`ConfigError`, ``OSError``."""
         if not 0 < days <= AUTHORITY_DAYS:
             raise ConfigError(f"a certificate is good for 1 to {AUTHORITY_DAYS} days, not {days}")
+        why = _why_reserved(grant) or self._why_taken(grant, folder)
+        if why:
+            raise ConfigError(why)
         key = Ed25519PrivateKey.generate()
         now = dt.datetime.now(dt.UTC)
         ends = min(now + days * DAY, self._certificate.not_valid_after_utc)
@@ -153,17 +161,33 @@ class Authority:
             )
             .sign(self._key, None)
         )
-        keys = self._keys_of(grant, folder)
+        keys = self._keys_of(grant, folder, self.keys)
+        certificate = made.public_bytes(Encoding.PEM)
+        holder = holder_of(certificate, self._cluster_id)
+        issued = self.folder / ISSUED_FOLDER
+        _folder(issued)
+        write_secret(issued / f"{holder.serial}.pem", certificate)  # known before it is of use
         _folder(folder)
         (folder / AUTHORITY_FILE).write_bytes(self._certificate.public_bytes(Encoding.PEM))
         write_secret(folder / KEYS_FILE, keys_text(keys))
         write_secret(folder / PRIVATE_FILE, _pem(key))
-        certificate = made.public_bytes(Encoding.PEM)
         (folder / CERTIFICATE_FILE).write_bytes(certificate)
-        return holder_of(certificate, self._cluster_id)
+        return holder
 
-    def _keys_of(self, grant: Grant, folder: Path) -> Keys:
-        keys = self.keys
+    def _why_taken(self, grant: Grant, folder: Path) -> str:
+        """Why ``folder`` must not be written for ``grant``; "" if it may."""
+        instead = "issue under another name, into another folder (--out), or move this one away"
+        try:
+            held = holder_of((folder / CERTIFICATE_FILE).read_bytes(), self._cluster_id).grant
+        except (OSError, ConfigError):
+            held = grant  # nobody's that can be read: it may be repaired
+        if held.role != grant.role:
+            return f"{folder} holds the credentials of {held.name!r}, a {held.role}: {instead}"
+        if grant.role != "voter" and _signs(folder):
+            return f"{folder} holds the key a voter signs with, which is nowhere else: {instead}"
+        return ""
+
+    def _keys_of(self, grant: Grant, folder: Path, keys: Keys) -> Keys:
         if grant.role == "voter":
             voter = voter_of(grant)
             signing = _signing_of(folder)
@@ -182,7 +206,16 @@ class Authority:
 
     def rotate(self, base: Path, *, voter: bool, stream: bool) -> str:
         """Take the next step to new keys, here and in every folder of credentials in ``base``;
-        returns what was done and what comes next. Raises :class:`ConfigError`, ``OSError``."""
+        returns what was done. If a folder is not as the authority has it, it is written again and
+        no step taken. Raises :class:`ConfigError`, ``OSError``, and then the same may be given
+        again."""
+        holders = read_holders(base, self._cluster_id)
+        if self._write_keys(holders, self.keys):
+            return (
+                "a folder of credentials was not as the authority has it (a step was cut off, or "
+                "an old copy put there): written again, and no step taken. Bring the folders to "
+                "their machines, then give this again"
+            )
         keys = self.keys
         steps: list[str] = []
         if voter and keys.voter is not None:
@@ -191,16 +224,45 @@ class Authority:
         if stream and keys.stream is not None:
             ring, step = _next_step(keys.stream)
             keys, steps = replace(keys, stream=ring), [*steps, f"stream key: {step}"]
+        self._write_keys(holders, keys)
         self.save_keys(keys)
-        for path, holder in read_holders(base, self._cluster_id):
-            folder = path.parent
-            write_secret(folder / KEYS_FILE, keys_text(self._keys_of(holder.grant, folder)))
         return "; ".join(steps)
+
+    def _write_keys(self, holders: Sequence[tuple[Path, Holder]], keys: Keys) -> bool:
+        """Give each of ``holders`` its part of ``keys``; whether one of them did not have it. What
+        can be refused is refused before anything is written."""
+        due = {}
+        for path, holder in holders:
+            place = path.parent / KEYS_FILE
+            text = keys_text(self._keys_of(holder.grant, path.parent, keys))
+            if not place.exists() or place.read_bytes() != text.encode():
+                due[place] = text
+        for place, text in due.items():
+            write_secret(place, text)
+        return bool(due)
 
     def save_keys(self, keys: Keys) -> None:
         """Keep ``keys``: those issued from now on. Raises ``OSError``."""
         write_secret(self.folder / KEYS_FILE, keys_text(keys))
         self.keys = keys
+
+
+def _why_reserved(grant: Grant) -> str:
+    """Why nobody of that role may be called so; "" if they may. Processes find their credentials by
+    these names."""
+    named = re.fullmatch(r"(voter)-\d+|listener|admin", grant.name)
+    role = named and (named[1] or named[0])
+    if role in (None, grant.role):
+        return ""
+    return f"{grant.name!r} is the name of a {role}, not of a {grant.role}: choose another"
+
+
+def _signs(folder: Path) -> bool:
+    """Whether a key to sign with is in ``folder``, perhaps in a file that is damaged."""
+    try:
+        return b"signing" in (folder / KEYS_FILE).read_bytes()
+    except FileNotFoundError:
+        return False
 
 
 def _signing_of(folder: Path) -> bytes:
@@ -299,10 +361,29 @@ def read_authority(base: Path, cluster: ClusterConfig) -> Authority:
 def read_holders(base: Path, cluster_id: bytes) -> Sequence[tuple[Path, Holder]]:
     """Every certificate in the credentials folder of ``base``, by folder name. Raises
     :class:`ConfigError`."""
+    return _holders((base / FOLDER).glob(f"*/{CERTIFICATE_FILE}"), cluster_id)
+
+
+def serials_of(base: Path, who: str, cluster_id: bytes) -> set[str]:
+    """The serials of all certificates that were ever issued to ``who`` by the authority in
+    ``base``, of the one in the folder of that name, and of ``who`` if that is a serial. Raises
+    :class:`ConfigError`."""
+    issued = _holders((base / AUTHORITY_FOLDER / ISSUED_FOLDER).glob("*.pem"), cluster_id)
+    found = {holder.serial for _, holder in issued if holder.grant.name == who}
+    for path, holder in read_holders(base, cluster_id):
+        if who in (path.parent.name, holder.grant.name):
+            found.add(holder.serial)
+    serial = who.lower().lstrip("0")
+    if not found and _SERIAL.fullmatch(serial):
+        found.add(serial)
+    return found
+
+
+def _holders(paths: Iterable[Path], cluster_id: bytes) -> Sequence[tuple[Path, Holder]]:
     found = []
-    for path in sorted((base / FOLDER).glob(f"*/{CERTIFICATE_FILE}")):
+    for path in sorted(paths):
         try:
             found.append((path, holder_of(path.read_bytes(), cluster_id)))
         except (OSError, ConfigError) as error:
-            raise ConfigError(f"{path}: {error}") from error
+            raise ConfigError(f"{path}: {error}; move it away, or issue it again") from error
     return found

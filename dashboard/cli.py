@@ -345,8 +345,8 @@ def cert_issue(
 ) -> None:  # fmt: skip
     """Make a certificate, and the keys of its role, where `trex init` made the cluster.
 
-    Again for a name that has one: a new one in its place. The old one stays good until it expires
-    or is revoked. A running process takes the new one up within seconds.
+    Again for a name that has one: a new one in its place, of the same role. The old one stays good
+    until it expires or is revoked. A running process takes the new one up within seconds.
     """
     from dashboard.authority import read_authority
     from trex_core.access import ROLES, Grant
@@ -407,21 +407,29 @@ def cert_revoke(
 ) -> None:
     """Have every voter turn a certificate away from now on, within seconds.
 
+    Of a NAME: all that were ever issued to it, also the newest. To replace one that was stolen,
+    revoke first and issue then. None is ever taken off the list again.
+
     Of a listener's or admin's also rotate the stream key (`trex keys rotate`): its holder has it.
     """
-    from dashboard.authority import read_holders
+    from dashboard.authority import AUTHORITY_FOLDER, ISSUED_FOLDER, serials_of
     from trex_core.access import REVOKED_KEY, revoked_serials, revoked_text
 
     cluster, base = read_cluster(config)
-    serials = {
-        holder.serial
-        for path, holder in read_holders(base, cluster.cluster_id_bytes)
-        if who in (path.parent.name, holder.grant.name)
-    }
+    serials = serials_of(base, who, cluster.cluster_id_bytes)
     if not serials:
-        if not all(each in "0123456789abcdef" for each in who.lower()):
-            end(REFUSED, f"no certificate of {who!r} is in {base / FOLDER}: give its serial")
-        serials = {who.lower()}
+        end(
+            REFUSED,
+            f"no certificate of {who!r} was issued here or is in {base / FOLDER}, and it is no "
+            "serial (32 to 40 hexadecimal digits): `trex cert show` lists both",
+        )
+
+    if not (base / AUTHORITY_FOLDER / ISSUED_FOLDER).is_dir():
+        typer.echo(
+            "the authority is not here: of what was issued under a name, only what is in "
+            f"{base / FOLDER} is known",
+            err=True,
+        )
 
     async def work(client: Client) -> None:
         held = await client.get(REVOKED_KEY, deadline_s=deadline)
@@ -466,7 +474,8 @@ def keys_rotate(
 
     1: a new key that everybody can open with. 2: everybody seals with it. 3: the old one is
     forgotten. Each step writes the folders in `credentials` here: bring them to their machines, and
-    give the next one once all are there. Running processes read them within seconds.
+    give the next one once all are there. Running processes read them within seconds. Folders that
+    were issued with --out elsewhere are not known here: issue into them again after each step.
     """
     from dashboard.authority import read_authority
 
@@ -477,6 +486,11 @@ def keys_rotate(
     step = authority.rotate(base, voter=ring != "stream", stream=ring != "voter")
     show(_key_rows(authority.keys), as_json)
     typer.echo(step, err=True)
+    typer.echo(
+        f"written: the folders in {base / FOLDER}. Not those issued with --out elsewhere: issue "
+        "into them again before the next step",
+        err=True,
+    )
 
 
 @app.command()

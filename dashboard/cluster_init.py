@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import secrets
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -16,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from dashboard.authority import make_authority
+from dashboard.authority import AUTHORITY_FOLDER, make_authority
 from dashboard.ports import PORTS_A_VOTER, PortBlock
 from trex_core.cluster import (
     VOTER_COUNTS,
@@ -27,6 +28,7 @@ from trex_core.cluster import (
     TimingConfig,
     parse_cluster,
 )
+from trex_core.credentials import FOLDER
 from voters.config import voter_paths
 from voters.journal import format_journal
 
@@ -168,19 +170,20 @@ def init_cluster(
     path = directory / "cluster.toml"
     text = cluster_file(name, places, ports)
     config = parse_cluster(text, str(path))
+    made = [directory / AUTHORITY_FOLDER, directory / FOLDER, path]
+    for each in made:
+        if each.exists():
+            raise ConfigError(f"{each} exists already; it is not overwritten: take another folder")
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with path.open("x") as file:
-            file.write(text)
-    except FileExistsError as error:
-        raise ConfigError(f"{path} exists already; it is not overwritten") from error
+        # All or nothing: after a failure the same command may be given again.
+        with tempfile.TemporaryDirectory(prefix=".init-", dir=directory) as draft:
+            make_authority(Path(draft), config)
+            (Path(draft) / path.name).write_text(text)
+            for each in made:
+                (Path(draft) / each.name).rename(each)
     except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
-    try:
-        make_authority(directory, config)
-    except BaseException:
-        path.unlink()  # a cluster without keys is none: the same command may be given again
-        raise
+        raise ConfigError(f"{directory} cannot be written: {error.strerror}") from error
     return path, config
 
 

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -21,11 +22,13 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from dashboard import cli, tables
+from dashboard.authority import make_authority
 from dashboard.cluster_init import KNOBS
 from dashboard.tables import judge, status_rows
 from listeners.sql import QueryResult, SqlRefusedError, serve_sql
 from tests.credentials import folder
 from tests.voters.fake_gateway import Do, FakeCluster
+from trex_core.access import REVOKED_KEY, Grant, revoked_serials, revoked_text
 from trex_core.cluster import (
     ClusterConfig,
     JournalConfig,
@@ -34,6 +37,7 @@ from trex_core.cluster import (
     VoterEntry,
     parse_cluster,
 )
+from trex_core.credentials import FOLDER
 from trex_core.messages import PeerView, RefusalReason, Status
 from voters.driver import Unavailable
 
@@ -191,6 +195,37 @@ def test_tables_are_for_people(fake):
     out = Ran("config", "list").out
     assert "[not] :markup:" in out and out.split()[:3] == ["key", "value", "slot"]
     assert "Voter 1 leads since ballot 0.1.1" in Ran("status").out
+
+
+# --- certificates and keys ------------------------------------------------------------------
+
+
+def test_revoking_adds_all_that_a_name_ever_had(fake, tmp_path):
+    made = make_authority(tmp_path, fake.config)
+    place = tmp_path / FOLDER / "ann"
+    serials = {made.issue(Grant("ann", "reader"), place).serial for _ in range(2)}
+    before = "7" * 40
+    ran = Ran("config", "put", REVOKED_KEY, revoked_text(frozenset({before})))
+    assert ran.code == 0, ran.err
+    ran = Ran("cert", "revoke", "abba")
+    assert ran.code == 1 and ran.out == ""
+    assert "no certificate of 'abba'" in ran.err and "32 to 40 hexadecimal digits" in ran.err
+    ran = Ran("cert", "revoke", "ann", "--json")
+    assert {row["revoked"] for row in ran.rows} == serials and ran.err == ""
+    shutil.rmtree(made.folder)
+    ran = Ran("cert", "revoke", "admin", "--json")
+    assert len(ran.rows) == 1 and "the authority is not here" in ran.err
+    (row,) = Ran("config", "get", REVOKED_KEY, "--json").rows
+    assert revoked_serials(row["value"]) == {before, *serials, ran.rows[0]["revoked"]}
+
+
+def test_what_may_not_be_issued_is_told_and_rotation_says_what_it_does_not_know(fake, tmp_path):
+    make_authority(tmp_path, fake.config)
+    ran = Ran("cert", "issue", "--role", "reader", "voter-2")
+    assert ran.code == 1 and ran.err.startswith("trex: 'voter-2' is the name of a voter")
+    ran = Ran("keys", "rotate")
+    assert ran.code == 0 and "step 1 of 3" in ran.err
+    assert "Not those issued with --out elsewhere" in ran.err
 
 
 # --- exit codes -----------------------------------------------------------------------------
