@@ -51,6 +51,8 @@ SESSIONS_MAX: Final = 10_000
 """Most open sessions; opening one more expires the one unused for the most slots."""
 SESSION_RESULTS_MAX: Final = 1024
 """Most unanswered commands of one session whose results are kept."""
+RENEW_LEASES_MAX: Final = 1024
+"""Most leases of one :class:`Renew`; the client asks for more of them in several."""
 TCP_BODY_BYTES_MAX: Final = 8 << 20
 """Largest frame body accepted over TCP, in bytes."""
 
@@ -602,10 +604,10 @@ class SessionQuery(msgspec.Struct, frozen=True, array_like=True, tag=82):
 
 class Renew(msgspec.Struct, frozen=True, array_like=True, tag=83):
     """Renew these leases; answered once a heartbeat round begun later is acknowledged by an
-    accept quorum. The reply's body is the encoded tuple of the leases that are alive."""
+    accept quorum. The reply's body is the encoded tuple of the leases that are alive, each once."""
 
     id: int
-    leases: tuple[int, ...]
+    leases: Annotated[tuple[int, ...], msgspec.Meta(max_length=RENEW_LEASES_MAX)]
 
 
 class StatusRequest(msgspec.Struct, frozen=True, array_like=True, tag=84):

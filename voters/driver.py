@@ -34,6 +34,7 @@ from trex_core.access import why_not_voter
 from trex_core.cluster import ClusterConfig, ConfigError, VoterEntry
 from trex_core.messages import (
     COMMAND_BYTES_MAX,
+    RENEW_LEASES_MAX,
     Answer,
     ClientReply,
     ClientRequest,
@@ -529,10 +530,21 @@ class Driver:
     async def renew(
         self, leases: tuple[int, ...], deadline_s: float | None = None
     ) -> tuple[int, ...]:
-        """Renew these leases in one request; returns those that are alive."""
-        reply = await self._ask(lambda number: Renew(number, leases), deadline_s)
-        assert isinstance(reply, Answer), f"a renewal is answered by an Answer, not {type(reply)}"
-        return msgspec.msgpack.decode(reply.body, type=tuple[int, ...])
+        """Renew these leases, in requests of RENEW_LEASES_MAX each; returns those that are alive,
+        each once. On failure some may have been renewed."""
+        deadline_s = self.deadline_s if deadline_s is None else deadline_s
+        ends = anyio.current_time() + deadline_s
+        wanted = tuple(dict.fromkeys(leases))
+        alive: list[int] = []
+        for first in range(0, len(wanted) or 1, RENEW_LEASES_MAX):
+            some = wanted[first : first + RENEW_LEASES_MAX]
+            reply = await self._ask(
+                lambda number, some=some: Renew(number, some),  # type: ignore[misc]
+                ends - anyio.current_time(),
+            )
+            assert isinstance(reply, Answer), f"an Answer was expected, not {type(reply)}"
+            alive += msgspec.msgpack.decode(reply.body, type=tuple[int, ...])
+        return tuple(alive)
 
     async def status(self, voter: int, deadline_s: float | None = None) -> Status:
         """What one voter thinks. Raises Unavailable."""

@@ -111,7 +111,8 @@ class LeaseKeeper:
             min(each.sure_until_s - now_s, each.ttl_ms / 1000 * RENEW_AT) for each in asked
         )
         try:
-            alive = await self._driver.renew(tuple(each.id for each in asked), max(0.0, patience_s))
+            ids = tuple(each.id for each in asked)
+            alive = frozenset(await self._driver.renew(ids, max(0.0, patience_s)))
         except TrexError:
             for lease in asked:
                 lease.renew_at_s = clock_s() + lease.ttl_ms / 1000 * RETRY_AT

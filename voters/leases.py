@@ -34,7 +34,7 @@ class LeaseClock:
         self._advanced_ms = now_ms
         self._round = 0
         self._ends: dict[int, int] = {}
-        self._queue: list[tuple[int, int]] = []  # (end, lease); stale where _ends says otherwise
+        self._queue: list[tuple[int, int]] = []  # (end or earlier, lease)
         self._expiring: set[int] = set()
         self.reconcile(leases, now_ms)
 
@@ -49,9 +49,9 @@ class LeaseClock:
     def _set(self, lease: int, time_ms: int, now_ms: int) -> None:
         # The next advance may also count what passed before now: that is not this lease's time.
         end = self._clock_ms + self._passed_ms(now_ms) + time_ms
-        if self._ends.get(lease) != end:
-            self._ends[lease] = end
+        if lease not in self._ends:
             heapq.heappush(self._queue, (end, lease))
+        self._ends[lease] = end
 
     def advance(self, now_ms: int, acked_round: int) -> None:
         """Count the time up to ``now_ms`` if ``acked_round`` is newer than at the last advance
@@ -69,9 +69,9 @@ class LeaseClock:
         self, leases: Iterable[int], times_ms: Mapping[int, int], now_ms: int
     ) -> tuple[int, ...]:
         """Give ``leases`` their full time (of ``times_ms``: lease -> time to live) from now.
-        Returns those that are alive, in the order asked."""
+        Returns those that are alive, each once, in the order asked."""
         alive = []
-        for lease in leases:
+        for lease in dict.fromkeys(leases):
             time_ms = times_ms.get(lease)
             if time_ms is not None and lease not in self._expiring:
                 self._set(lease, time_ms, now_ms)
@@ -84,10 +84,15 @@ class LeaseClock:
         due: list[int] = []
         queue = self._queue
         while queue and queue[0][0] <= self._clock_ms and len(due) < count_max:
-            end, lease = heapq.heappop(queue)
-            if self._ends.get(lease) == end and lease not in self._expiring:
-                self._expiring.add(lease)
-                due.append(lease)
+            queued, lease = heapq.heappop(queue)
+            end = self._ends.get(lease)
+            if end is None or lease in self._expiring:
+                continue
+            if end != queued:  # renewed since; so there is one entry of each, however often
+                heapq.heappush(queue, (end, lease))
+                continue
+            self._expiring.add(lease)
+            due.append(lease)
         return tuple(due)
 
     def give_up(self, leases: Iterable[int]) -> None:

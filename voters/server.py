@@ -834,7 +834,7 @@ class Voter:
         some. A new leader gives all their full time once its clock starts, later than this."""
         times_ms = self.replica.lease_times_ms() or {}
         if self._leases is None:
-            return tuple(lease for lease in request.leases if lease in times_ms)
+            return tuple(lease for lease in dict.fromkeys(request.leases) if lease in times_ms)
         return self._leases.renew(request.leases, times_ms, int(self._loop.time() * 1000))
 
     def _begin_round(self) -> None:

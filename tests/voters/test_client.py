@@ -11,6 +11,7 @@ from tests.credentials import folder
 from tests.voters.fake_gateway import CLUSTER_ID, Do, FakeCluster
 from trex_core.messages import (
     COMMAND_BYTES_MAX,
+    RENEW_LEASES_MAX,
     Answer,
     Kind,
     OutcomeStatus,
@@ -398,6 +399,14 @@ async def test_one_renewal_covers_all_leases_of_a_client():
             await fake.until(lambda: (one.id, two.id) in fake.renewals)
             assert one.ensure() == one.id and two.held
         assert len(fake.machine.state.leases) == 0
+
+
+async def test_more_leases_than_one_request_may_name_are_renewed_in_several():
+    many = tuple(range(1, RENEW_LEASES_MAX + 3))
+    async with FakeCluster() as fake, connect(fake.config, folder(fake.config)) as client:
+        fake.alive = lambda leases: leases[1:]
+        assert await client.renew(many + many) == many[1:RENEW_LEASES_MAX] + many[-1:]
+        assert fake.renewals == [many[:RENEW_LEASES_MAX], many[RENEW_LEASES_MAX:]]
 
 
 async def test_a_lease_the_cluster_dropped_is_lost_at_once():

@@ -13,11 +13,13 @@ from tests.credentials import papers
 from tests.voters.here import SOON_S, some_cluster
 from trex_core.messages import (
     COMMAND_BYTES_MAX,
+    RENEW_LEASES_MAX,
     Answer,
     Kind,
     Query,
     Refusal,
     RefusalReason,
+    Renew,
     StatusRequest,
     Submit,
 )
@@ -216,6 +218,18 @@ async def test_a_request_nobody_understands_is_answered_before_the_end(desk):
     assert (reply.id, reply.reason) == (0, RefusalReason.MALFORMED)
     assert await client.closed()
     assert desk.counted == {"client.dropped.body": 1}
+
+
+async def test_a_renewal_of_too_many_leases_is_refused_before_it_is_read(desk):
+    client = await desk.connect()
+    client.send(Renew(1, tuple(range(RENEW_LEASES_MAX))))
+    await desk.until(lambda: desk.gateway.others)
+    client.send(Renew(2, (7,) * 2_000_000))
+    (reply,) = await client.receive()
+    assert (reply.id, reply.reason) == (0, RefusalReason.MALFORMED)
+    assert await client.closed()
+    assert desk.counted == {"client.dropped.body": 1}
+    assert len(desk.gateway.others) == 1
 
 
 async def test_with_a_full_inbox_clients_are_slowed_down_and_none_is_refused(desk, monkeypatch):

@@ -72,6 +72,18 @@ def test_only_leases_that_exist_are_renewed_in_the_order_asked():
     assert held.renew((3, 9, 1), {1: 100, 2: 100, 3: 100}, 1000) == (3, 1)
 
 
+def test_a_lease_named_often_is_renewed_once_and_renewals_pile_up_nothing():
+    held = clock(L1=100, L2=100)
+    for now_ms in range(1000, 1080):
+        assert held.renew((2, 1, 2) * 300, {1: 100, 2: 100}, now_ms) == (2, 1)
+    assert len(held._queue) == 2
+    held.advance(1080, 1)
+    held.advance(1160, 2)
+    assert held.expire(10) == ()
+    held.advance(1180, 3)
+    assert held.expire(10) == (1, 2)
+
+
 def test_a_lease_granted_a_moment_ago_can_be_renewed_before_it_is_reconciled():
     held = clock()
     assert held.renew((4,), {4: 500}, 1000) == (4,)
