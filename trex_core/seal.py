@@ -61,6 +61,8 @@ SUB_KEYS_MAX: Final = 4096
 SIGNATURE_BYTES: Final = 64
 TOLD_PER_SENDER_MAX: Final = 2
 """Sub-keys kept of one voter: that of the epoch in use and that of the one before or after."""
+WINDOWS_PER_SENDER_MAX: Final = 16
+"""Most replay windows remembered of one voter: one of each epoch of each run that it told of."""
 _WINDOW_MASK: Final = (1 << WINDOW_DATAGRAMS) - 1
 _PEER: Final = b"trex voter"
 _STREAM: Final = b"trex stream"
@@ -137,16 +139,20 @@ class Sealer:
     ``salt`` are 4 bytes for the stream, and for voters the KEY_BYTES that :meth:`PeerOpener.told`
     is told; either is drawn at random at each start of a process."""
 
+    _salt: bytes
+
     def __init__(self, channel: int, identity: Identity, key: Key, salt: bytes) -> None:
         self._channel = channel
         self._identity = identity
-        self._salt = salt
         self.counter = 1
         """The number of the next datagram."""
-        self.use(key)
+        self.use(key, salt)
 
-    def use(self, key: Key) -> None:
-        """Seal with ``key`` from now on. The numbers go on."""
+    def use(self, key: Key, salt: bytes | None = None) -> None:
+        """Seal with ``key`` from now on, and with ``salt`` if it is drawn anew. The numbers go
+        on."""
+        if salt is not None:
+            self._salt = salt
         purpose = _PEER if self._channel == Channel.PEER else _STREAM
         head = _head_of(self._identity)
         self._epoch = key.epoch
@@ -245,15 +251,18 @@ class ReplayWindow:
 
 
 class _Told:
-    """One run of one voter, as it told us itself."""
+    """One run of one voter, as it told us itself; ``serial`` is of the certificate it showed."""
 
-    __slots__ = ("boot", "cipher", "incarnation", "secret", "window")
+    __slots__ = ("boot", "cipher", "incarnation", "secret", "serial", "window")
 
-    def __init__(self, run: Frame, secret: bytes, cipher: AESGCM, window: ReplayWindow) -> None:
+    def __init__(
+        self, run: Frame, secret: bytes, cipher: AESGCM, window: ReplayWindow, serial: str
+    ) -> None:
         self.incarnation, self.boot = run.incarnation, run.boot
         self.secret = secret
         self.cipher = cipher
         self.window = window
+        self.serial = serial
 
 
 class PeerOpener:
@@ -263,6 +272,9 @@ class PeerOpener:
         self._cluster_id = cluster_id
         self._ring = ring
         self._told: dict[int, dict[int, _Told]] = {}
+        self._windows: dict[int, dict[tuple[int, int, int, bytes], ReplayWindow]] = {}
+        """Of each voter (epoch, incarnation, boot, secret): what was taken stays taken, whatever
+        is told in between."""
 
     def use(self, ring: KeyRing) -> None:
         """Know the keys of ``ring`` from now on. What is open stays open as long as its epoch is
@@ -272,27 +284,48 @@ class PeerOpener:
             for epoch in [each for each in told if ring.secret(each) is None]:
                 del told[epoch]
 
-    def told(self, identity: Identity, epoch: int, secret: bytes, counter: int) -> None:
-        """The voter ``identity`` says (over a channel that proves it) that it seals with the key
-        of ``epoch`` and ``secret`` (KEY_BYTES), and that its next datagram has number ``counter``.
-        Told again of the same run, nothing changes. Raises :class:`FrameError` "epoch" when that
-        key is not held here, "body" when the secret is none."""
+    def told(
+        self, identity: Identity, epoch: int, secret: bytes, counter: int, serial: str = ""
+    ) -> bool:
+        """The voter ``identity`` says (over a channel that proves it, with the certificate
+        ``serial``) that it seals with the key of ``epoch`` and ``secret`` (KEY_BYTES), and that
+        its next datagram has number ``counter``. Told again of the same run, its window goes on.
+        Returns whether what was told of another run ended by it. Raises :class:`FrameError`
+        "epoch" when that key is not held here, "body" when the secret is none, "replay" when a
+        later boot told before: bytes held back on the way must not bring an earlier one back."""
         if len(secret) != KEY_BYTES or counter < 1:
             raise FrameError("body")
         key = self._ring.secret(epoch)
         if key is None:
             raise FrameError("epoch")
         run = _head_of(identity)
-        known = self._told.setdefault(identity.sender, {})
-        held = known.get(epoch)
-        if held is not None and held.secret == secret and held.boot == run.boot:
-            return  # a new connection of the same run: its window goes on
-        for other in [each for each, of in known.items() if of.secret != secret]:
-            del known[other]  # of an earlier run
+        windows = self._windows.setdefault(run.sender, {})
+        if any(of == run.incarnation and boot > run.boot for _, of, boot, _ in windows):
+            raise FrameError("replay")
+        known = self._told.setdefault(run.sender, {})
+        mine = (run.incarnation, run.boot, secret)
+        others = [
+            each for each, of in known.items() if (of.incarnation, of.boot, of.secret) != mine
+        ]
+        for other in others:
+            del known[other]
+        known.pop(epoch, None)
         while len(known) >= TOLD_PER_SENDER_MAX:
             del known[next(iter(known))]
+        name = (epoch, *mine)
+        window = windows.pop(name, None) or ReplayWindow(counter)
+        while len(windows) >= WINDOWS_PER_SENDER_MAX:
+            del windows[next(iter(windows))]
+        windows[name] = window
         cipher = _sub_key(_PEER, key, self._cluster_id, run, secret)
-        known[epoch] = _Told(run, secret, cipher, ReplayWindow(counter))
+        known[epoch] = _Told(run, secret, cipher, window, serial)
+        return bool(others)
+
+    def revoke(self, serials: frozenset[str]) -> None:
+        """Forget what was told under these certificates. Told again under another, it opens."""
+        for known in self._told.values():
+            for epoch in [each for each, told in known.items() if told.serial in serials]:
+                del known[epoch]
 
     def open(self, data: bytes) -> Frame:
         """The frame that ``data`` is, taken once. Raises :class:`FrameError` and nothing else."""

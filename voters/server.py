@@ -376,6 +376,7 @@ class Voter:
         self._on_failure = on_failure
         self._tasks.append(self._loop.create_task(archive.run()))
         self._archive = archive
+        self._revoke()  # what is known already: nobody is heard for a second first
         self._loop.add_reader(self._journal.wakeup_fd, self._on_synced)
         self._tasks.append(self._loop.create_task(self._catchup.run()))
         self._running = True

@@ -132,7 +132,8 @@ class _Inbound(FrameConnection):
     def on_frame(self, frame: Frame) -> None:
         if frame.sender != voter_of(self.holder.grant):
             raise FrameError("sender")
-        self.server.deliver(frame)
+        self.server.deliver(self, frame)
+        self.known = True
 
 
 class _LinkServer(FrameServer):
@@ -160,15 +161,18 @@ class _LinkServer(FrameServer):
     def connected(self, voter: int) -> None:
         self._owner.poke(voter)
 
-    def deliver(self, whole: Frame) -> None:
+    def deliver(self, link: _Inbound, whole: Frame) -> None:
         if whole.parts != 1:
             raise FrameError("part")
-        self._owner.deliver_tcp(whole, whole.body)
+        if self._owner.deliver_tcp(whole, whole.body, link.holder.serial):
+            for other in [each for each in self.connections if each is not link]:
+                if voter_of(other.holder.grant) == whole.sender:
+                    other.close("earlier_run")
 
 
 class _Link(asyncio.Protocol):
     """Our TLS link to one peer: a bounded queue and whatever connection there is now. Each
-    connection begins with what ``greeting`` gives."""
+    connection begins with what ``greeting`` gives for who is at the other end."""
 
     def __init__(
         self,
@@ -176,10 +180,13 @@ class _Link(asyncio.Protocol):
         cluster_id: bytes,
         credentials: Credentials,
         address: Callable[[], Address | None],
-        greeting: Callable[[], bytes],
+        greeting: Callable[[Holder], bytes],
         count: Count,
     ) -> None:
         self._greeting = greeting
+        self._holder: Holder | None = None
+        """Who is at the other end; None while nobody is who may be."""
+        self._revoked: frozenset[str] = frozenset()
         self._peer = peer
         self._cluster_id = cluster_id
         self._credentials = credentials
@@ -202,8 +209,21 @@ class _Link(asyncio.Protocol):
 
     def greet(self) -> None:
         """Say the greeting again, before what waits."""
-        if self._transport is not None:
-            self._transport.write(self._greeting())
+        if self._transport is not None and self._holder is not None:
+            self._transport.write(self._greeting(self._holder))
+
+    def revoke(self, serials: frozenset[str]) -> None:
+        """Who shows one of these certificates is told nothing, and left if it is connected."""
+        self._revoked = serials
+        if self._holder is not None and self._holder.serial in serials:
+            self._leave("peer_tcp.revoked")
+
+    def _leave(self, why: str) -> None:
+        self._count(why)
+        self._holder = None
+        self._writable = False
+        self._forget()
+        self.close()
 
     def poke(self) -> None:
         """The peer was just seen to be there: connect now, if not connected."""
@@ -252,13 +272,16 @@ class _Link(asyncio.Protocol):
         self._transport = transport  # type: ignore[assignment]  # uvloop's has its own class
         try:
             holder = other_end(transport.get_extra_info("ssl_object"), self._cluster_id)
-            stranger = bool(why_not_voter(holder.grant, self._peer))
         except ConfigError:
-            stranger = True
-        if stranger:
-            self._count("peer_tcp.wrong_voter")
-            self.close()
+            self._leave("peer_tcp.wrong_voter")
             return
+        if why_not_voter(holder.grant, self._peer):
+            self._leave("peer_tcp.wrong_voter")
+            return
+        if holder.serial in self._revoked:
+            self._leave("peer_tcp.revoked")
+            return
+        self._holder = holder
         self._writable = True
         keep_alive(transport)
         self.greet()
@@ -275,7 +298,7 @@ class _Link(asyncio.Protocol):
         """Nothing is ever said on this side."""
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        self._transport = None
+        self._transport = self._holder = None
         self._writable = False
         self._lost.set()
 
@@ -311,6 +334,8 @@ class Transport:
             raise StartError(f"{credentials.folder}: keys.toml holds no voter key")
         self._keys = keys
         self._secret = secrets.token_bytes(KEY_BYTES)
+        self._secret_told: set[str] = set()
+        """Serials of the certificates of those who know it."""
         self._voter_key = keys.voter.first
         self._sealer = Sealer(Channel.PEER, identity, keys.voter.first, self._secret)
         self._opener = PeerOpener(identity.cluster_id, keys.voter)
@@ -393,8 +418,9 @@ class Transport:
 
     # --- keys -------------------------------------------------------------------------------
 
-    def _told(self) -> bytes:
+    def _told(self, holder: Holder) -> bytes:
         """What each link says first."""
+        self._secret_told.add(holder.serial)
         told = SealTold(self._voter_key.epoch, self._secret, self._sealer.counter)
         return frame(self._identity, Channel.PEER, encode_body(told))
 
@@ -415,8 +441,19 @@ class Transport:
                 link.greet()
 
     def revoke(self, serials: frozenset[str]) -> None:
-        """These certificates are no longer good."""
+        """These certificates are no longer good: nothing is taken from who holds one, and nothing
+        that it was told seals any more. To be called whenever the list changed."""
         self._server.revoke(serials)
+        self._opener.revoke(serials)
+        for link in self._links.values():
+            link.revoke(serials)
+        if self._secret_told & serials:
+            self._secret_told.clear()
+            self._secret = secrets.token_bytes(KEY_BYTES)
+            self._sealer.use(self._voter_key, self._secret)
+            self._last_message = None
+            for link in self._links.values():
+                link.greet()
 
     def poke(self, voter: int) -> None:
         """Voter ``voter`` just connected to us: connect to it too, if we are not connected."""
@@ -486,18 +523,21 @@ class Transport:
                 self._count(f"peer_udp.dropped.{error.reason}")
         return heard
 
-    def deliver_tcp(self, whole: Frame, body: bytes) -> None:
-        """Take a message from a link. Raises :class:`FrameError` if it is none of a peer."""
+    def deliver_tcp(self, whole: Frame, body: bytes, serial: str) -> bool:
+        """Take a message from a link whose other end showed the certificate ``serial``. Returns
+        whether an earlier run of that voter ended by it, and so its links. Raises
+        :class:`FrameError` if it is none of a peer."""
         if whole.sender not in self._peers:
             raise FrameError("sender")
         message = decode_link(body)
         if isinstance(message, SealTold):
             who = Identity(self._identity.cluster_id, whole.sender, whole.incarnation, whole.boot)
-            self._opener.told(who, message.epoch, message.secret, message.counter)
+            ended = self._opener.told(who, message.epoch, message.secret, message.counter, serial)
             self._on_input()
-            return
+            return ended
         self._inbox.append(self._received(whole, message))
         self._on_input()
+        return False
 
     def _received(self, part: Frame, message: PeerMessage) -> Receive:
         if isinstance(message, CatchUp):

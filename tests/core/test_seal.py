@@ -19,6 +19,7 @@ from trex_core.seal import (
     KEYS_MAX,
     SUB_KEYS_MAX,
     WINDOW_DATAGRAMS,
+    WINDOWS_PER_SENDER_MAX,
     Key,
     KeyRing,
     PeerOpener,
@@ -195,6 +196,83 @@ def test_told_again_over_a_new_connection_the_window_goes_on():
     assert opener.open(flying).body == b"a"
     with pytest.raises(FrameError, match="replay"):
         opener.open(taken)
+
+
+def test_a_greeting_of_an_earlier_boot_that_was_held_back_brings_nothing_back():
+    old, opener = peer_pair()
+    recorded = [old.datagrams(bytes([n]))[0] for n in range(5)]
+    assert opener.open(recorded[0]).body == b"\0"
+    later = Identity(CLUSTER, 3, 77, 6)
+    new = Sealer(Channel.PEER, later, ONE, LATER_SECRET)
+    assert opener.told(later, 1, LATER_SECRET, 1), "it ends the earlier run"
+    with pytest.raises(FrameError, match="replay"):
+        opener.told(VOTER, 1, SECRET, 1)
+    for data in recorded:
+        with pytest.raises(FrameError, match="tag"):
+            opener.open(data)
+    assert opener.open(new.datagrams(b"alive")[0]).body == b"alive"
+    assert not opener.told(later, 1, LATER_SECRET, 1), "its next connection ends nothing"
+    opener.use(KeyRing((TWO,)))  # nor when nothing of the later one is open any more
+    with pytest.raises(FrameError, match="replay"):
+        opener.told(VOTER, 2, SECRET, 1)
+
+
+@pytest.mark.parametrize("between", ["rolled back", "another epoch", "another ring", "revoked"])
+def test_what_was_taken_stays_taken_whatever_is_told_in_between(between):
+    three = Key(3, b"3" * KEY_BYTES)
+    sealer = Sealer(Channel.PEER, VOTER, ONE, SECRET)
+    opener = PeerOpener(CLUSTER, KeyRing((ONE, TWO, three)))
+    opener.told(VOTER, 1, SECRET, 1, "a serial")
+    taken, flying = sealer.datagrams(b"a")[0], sealer.datagrams(b"b")[0]
+    opener.open(taken)
+    if between == "rolled back":  # a start with the same boot
+        opener.told(VOTER, 1, LATER_SECRET, 1)
+    elif between == "another epoch":
+        opener.told(VOTER, 2, SECRET, 1)
+        opener.told(VOTER, 3, SECRET, 1)
+    elif between == "another ring":
+        opener.use(KeyRing((TWO,)))
+        opener.use(KeyRing((ONE,)))
+    else:
+        opener.revoke(frozenset({"a serial"}))
+    with pytest.raises(FrameError):
+        opener.open(flying)
+    opener.told(VOTER, 1, SECRET, 1)
+    with pytest.raises(FrameError, match="replay"):
+        opener.open(taken)
+    assert opener.open(flying).body == b"b"
+
+
+def test_windows_of_runs_of_old_are_forgotten():
+    opener = PeerOpener(CLUSTER, KeyRing((ONE,)))
+    for boot in range(1, 3 * WINDOWS_PER_SENDER_MAX):
+        opener.told(Identity(CLUSTER, 3, 77, boot), 1, SECRET, 1)
+    assert len(opener._windows[3]) == WINDOWS_PER_SENDER_MAX
+    assert len(opener._told[3]) == 1
+
+
+def test_of_a_revoked_certificate_nothing_opens_until_it_is_told_under_another():
+    sealer, opener = Sealer(Channel.PEER, VOTER, ONE, SECRET), PeerOpener(CLUSTER, KeyRing((ONE,)))
+    opener.told(VOTER, 1, SECRET, 1, "old")
+    opener.revoke(frozenset({"of another"}))
+    assert opener.open(sealer.datagrams(b"a")[0]).body == b"a"
+    opener.told(VOTER, 1, SECRET, 1, "new")
+    opener.revoke(frozenset({"old"}))
+    assert opener.open(sealer.datagrams(b"b")[0]).body == b"b", "it was renewed before"
+    opener.revoke(frozenset({"old", "new"}))
+    with pytest.raises(FrameError, match="epoch"):
+        opener.open(sealer.datagrams(b"c")[0])
+
+
+def test_with_a_new_secret_the_numbers_go_on_and_the_old_one_opens_nothing():
+    sealer, opener = peer_pair()
+    assert opener.open(sealer.datagrams(b"a")[0]).body == b"a"
+    sealer.use(ONE, LATER_SECRET)
+    (data,) = sealer.datagrams(b"b")
+    with pytest.raises(FrameError, match="tag"):
+        opener.open(data)
+    opener.told(VOTER, 1, LATER_SECRET, sealer.counter - 1)
+    assert opener.open(data).body == b"b"
 
 
 def test_a_forged_number_moves_no_window():

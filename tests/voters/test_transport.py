@@ -9,9 +9,9 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from tests.credentials import on_stream, papers, stream_opener
+from tests.credentials import issue, on_stream, papers, stream_opener
 from tests.voters.here import SOON_S, some_cluster
-from trex_core.access import voter_name
+from trex_core.access import Grant, voter_name
 from trex_core.messages import (
     NO_BALLOT,
     Accept,
@@ -315,6 +315,68 @@ async def test_what_is_said_to_one_voter_is_nothing_to_another(peers):
         one.transport.send(voter, again)
     await two.until(lambda: len(two.heard) == 2)
     await three.until(lambda: len(three.heard) == 3)
+
+
+async def test_a_later_boot_closes_the_links_of_the_earlier_one_and_it_is_not_heard_again(peers):
+    two = await peers(2)
+    cluster = peers.cluster
+    ring = papers(cluster, "voter-1").keys.voter
+
+    def greeting(boot):
+        told = SealTold(ring.first.epoch, bytes([boot]) * 32, 1)
+        who = Identity(cluster.cluster_id_bytes, 1, 101, boot)
+        return frame(who, Channel.PEER, encode_body(told))
+
+    links = {
+        name: await linked(cluster, cluster.voter(2), name.partition(" ")[0])
+        for name in ("voter-1 of boot 5", "voter-3", "voter-1 of boot 6")
+    }
+    (old, old_writer), (other, other_writer), (_, new_writer) = links.values()
+    old_writer.write(greeting(5))
+    await two.until(lambda: two.transport._opener._told)
+    new_writer.write(greeting(6))
+    assert await asyncio.wait_for(old.read(), SOON_S) == b""
+    assert two.counted["peer_tcp.earlier_run"] == 1
+    late, late_writer = await linked(cluster, cluster.voter(2), "voter-1")
+    late_writer.write(greeting(5))
+    assert await asyncio.wait_for(late.read(), SOON_S) == b""
+    assert two.counted["peer_tcp.dropped.replay"] == 1
+    alive = sorted(each.holder.grant.name for each in two.transport._server.connections)
+    assert alive == ["voter-1", "voter-3"] and not other.at_eof()
+    for writer in (old_writer, other_writer, new_writer, late_writer):
+        writer.transport.abort()
+        writer.close()
+
+
+async def test_a_revoked_voter_is_neither_heard_nor_told_anything(peers):
+    one, two, three = await peers(1), await peers(2), await peers(3)
+    await met(one, two, three)
+    serial = papers(peers.cluster, "voter-1").holder.serial
+    known_to_one = two.transport._secret
+    two.transport.revoke(frozenset({serial}))
+    one.transport.send(2, BEAT)
+    await two.until(lambda: two.counted["peer_udp.dropped.epoch"])
+    await two.until(lambda: two.counted["peer_tcp.denied"])
+    await two.until(lambda: two.counted["peer_tcp.revoked"] >= 3)  # both closed, one not made again
+    assert two.heard == []
+    assert two.transport._links[1]._holder is None
+    # What it was told before seals nothing any more, and the others know better.
+    assert two.transport._secret != known_to_one
+    assert one.transport._opener._told[2][1].secret == known_to_one
+    await three.until(lambda: three.transport._opener._told[2][1].secret == two.transport._secret)
+    two.transport.send(3, BEAT)
+    three.transport.send(2, BEAT)
+    await three.until(lambda: three.heard)
+    await two.until(lambda: two.heard)
+    # With a new certificate it is a voter again, by itself.
+    issue(peers.cluster, Grant("voter-1", "voter"))
+    assert one.transport._links[2]._credentials.refresh()
+    one.transport.use(one.transport._keys)
+    await two.until(lambda: two.transport._opener._told[1])
+    await one.until(lambda: one.transport._opener._told[2][1].secret == two.transport._secret)
+    one.transport.send(2, BEAT)
+    await two.until(lambda: len(two.heard) == 2)
+    assert two.heard[1] == Receive(1, 101, 1, BEAT)
 
 
 class Recorded:
