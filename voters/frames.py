@@ -4,10 +4,11 @@ Voters' links and clients' connections are bytes from outside, so both sides of 
 through :class:`FrameServer`: each connection is cut into frames as it comes, garbage is counted by
 reason and its connection closed, and nothing raises past it.  Who has no certificate of the
 cluster gets no further than :class:`Greeter`, which TLS handshakes cannot occupy for long.  Bounds:
-at most ``connections_max`` connections (the oldest that never sent a whole frame makes room for a
-new one), STRANGER_S_MAX seconds for the first frame, FRAME_S_MAX for finishing one,
-``write_bytes_max`` waiting to be read by the other end.  A peer that vanished without a word is
-found by TCP keep-alive.
+at most ``connections_max`` connections, a quarter of them under one certificate (the oldest that
+never sent what it may makes room for a new one, or else one that was idle for IDLE_S_MIN),
+STRANGER_S_MAX seconds for the first such frame, FRAME_S_MAX for finishing one, UNFINISHED_BYTES_MAX
+unfinished in all, ``write_bytes_max`` waiting to be read by the other end.  A peer that vanished
+without a word is found by TCP keep-alive.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import asyncio
 import errno
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
@@ -27,9 +29,17 @@ from voters.config import StartError
 from voters.credentials import other_end
 
 STRANGER_S_MAX: Final = 10.0
-"""A connection that did not send one whole frame within this many seconds is closed."""
+"""A connection that did not send one whole frame that it may send within this many seconds is
+closed."""
 FRAME_S_MAX: Final = 30.0
 """A connection whose frame is unfinished for this many seconds is closed."""
+IDLE_S_MIN: Final = 300.0
+"""A connection on which nothing came for this many seconds may make room for a new one."""
+HOLDER_SHARE: Final = 4
+"""Under one certificate at most one in so many of all connections are held."""
+UNFINISHED_BYTES_MAX: Final = 64 << 20
+"""Most bytes of unfinished frames of all connections of a server; above it, of the certificate
+under which the most are held, the connection with the most is closed."""
 GREETINGS_MAX: Final = 64
 """Most connections in the middle of their handshake; the oldest makes room for a new one."""
 GREETING_S_MAX: Final = 5.0
@@ -168,14 +178,17 @@ class FrameConnection(asyncio.Protocol):
         self.server = server
         self.open = False
         self.known = False
-        """Whether a whole frame came."""
+        """Whether a whole frame came that this holder may send: set by :meth:`on_frame`."""
         self.since = 0.0
-        """Loop time at which the frame now awaited or unfinished began to be awaited."""
-        self._unfinished = 0
+        """Loop time at which the frame now awaited or unfinished began to be awaited; until it is
+        known, that of the beginning."""
+        self.unfinished = 0
+        """Bytes of a frame that is not whole yet."""
         self._buffer = FrameBuffer(server.cluster_id, server.channel, server.body_bytes_max)
 
     def on_frame(self, frame: Frame) -> None:
-        """Take one frame. Raises :class:`FrameError` if the connection is to be closed."""
+        """Take one frame; ``known`` is to be set if it was admitted. Raises :class:`FrameError`
+        if the connection is to be closed."""
         raise NotImplementedError
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -202,14 +215,20 @@ class FrameConnection(asyncio.Protocol):
         try:
             frames = self._buffer.feed(data)
             done = sum(HEADER_BYTES + len(frame.body) for frame in frames)
-            if frames or not self._unfinished:
+            if self.known and (frames or not self.unfinished):
                 self.since = self.server.loop.time()
-            self._unfinished += len(data) - done
+            self._count_unfinished(self.unfinished + len(data) - done)
             for frame in frames:
-                self.on_frame(frame)
-                self.known = True
+                if self.open:
+                    self.on_frame(frame)
         except FrameError as error:
             self.close(f"dropped.{error.reason}")
+        else:
+            self.server.bound_unfinished()
+
+    def _count_unfinished(self, count: int) -> None:
+        self.server.unfinished_bytes += count - self.unfinished
+        self.unfinished = count
 
     def eof_received(self) -> bool:
         """The other end said all: close."""
@@ -218,6 +237,7 @@ class FrameConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Forget the connection."""
         self.open = False
+        self._count_unfinished(0)
         self.server.connections.pop(self, None)
         self.server.changed.set()
 
@@ -231,16 +251,27 @@ class FrameConnection(asyncio.Protocol):
 
     def close(self, reason: str) -> None:
         """Count ``reason`` and drop the connection at once."""
-        if self.open:
-            self.open = False
-            self.server.count(f"{self.server.name}.{reason}")
+        if self._end(reason):
             self.transport.abort()
+
+    def dismiss(self, reason: str) -> None:
+        """The same, but what was written is sent if that can be done at once."""
+        if self._end(reason):
+            self.transport.close()
+
+    def _end(self, reason: str) -> bool:
+        if not self.open:
+            return False
+        self.open = False
+        self._count_unfinished(0)
+        self.server.count(f"{self.server.name}.{reason}")
+        return True
 
     def overdue(self, now: float) -> str | None:
         """Why this connection has been idle for too long; None if it has not."""
         if not self.known and now - self.since > STRANGER_S_MAX:
             return "stranger_closed"
-        if self._unfinished and now - self.since > FRAME_S_MAX:
+        if self.unfinished and now - self.since > FRAME_S_MAX:
             return "unfinished_closed"
         return None
 
@@ -266,12 +297,15 @@ class FrameServer:
         self.context = context
         self.count = count
         self.connections_max = connections_max
+        self.holder_connections_max = max(1, connections_max // HOLDER_SHARE)
         self.body_bytes_max = body_bytes_max
         self.write_bytes_max = write_bytes_max
         self.loop = asyncio.get_running_loop()
         self.connections: dict[FrameConnection, None] = {}
         self.revoked: frozenset[str] = frozenset()
         """Serials of certificates that are no longer good."""
+        self.unfinished_bytes = 0
+        """Of all connections."""
         self.changed = asyncio.Event()
         """Set whenever a connection ended."""
         self._greeter: Greeter | None = None
@@ -297,15 +331,41 @@ class FrameServer:
                 connection.close("revoked")
 
     def admit(self, connection: FrameConnection) -> None:
-        """Register a connection; over the limit the oldest stranger goes, or the new one."""
-        if len(self.connections) >= self.connections_max:
-            strangers = (held for held in self.connections if not held.known)
-            victim = next(strangers, connection)
-            self.connections.pop(victim, None)
-            victim.close("too_many_connections")
-            if victim is connection:
-                return
-        self.connections[connection] = None
+        """Register a connection; over a limit another makes room, or the new one goes."""
+        serial = connection.holder.serial
+        same = [held for held in self.connections if held.holder.serial == serial]
+        if len(same) >= self.holder_connections_max:
+            among, reason = same, "too_many_of_one_holder"
+        elif len(self.connections) >= self.connections_max:
+            among, reason = list(self.connections), "too_many_connections"
+        else:
+            self.connections[connection] = None
+            return
+        victim = (serial not in self.revoked and self._least_missed(among)) or connection
+        self.connections.pop(victim, None)
+        victim.close(reason)
+        if victim is not connection:
+            self.connections[connection] = None
+
+    def _least_missed(self, among: list[FrameConnection]) -> FrameConnection | None:
+        """The oldest stranger, or else who was idle the longest, and long enough. (Whoever comes
+        back is let in again.)"""
+        for held in among:
+            if not held.known:
+                return held
+        idle = min(among, key=lambda held: held.since)
+        return idle if self.loop.time() - idle.since >= IDLE_S_MIN else None
+
+    def bound_unfinished(self) -> None:
+        """Have no more than UNFINISHED_BYTES_MAX bytes of frames wait for their end."""
+        while self.unfinished_bytes > UNFINISHED_BYTES_MAX:
+            held: Counter[str] = Counter()
+            for each in self.connections:
+                held[each.holder.serial] += each.unfinished
+            most = max(
+                self.connections, key=lambda each: (held[each.holder.serial], each.unfinished)
+            )
+            most.close("too_much_unfinished")
 
     def sweep(self) -> None:
         """Close connections that are overdue. To be called about once a second."""

@@ -84,9 +84,19 @@ class Client(FrameConnection):
 
     def flush(self) -> None:
         """Write what was queued."""
+        if not self._replies:
+            return
         data = self._replies[0] if len(self._replies) == 1 else b"".join(self._replies)
         self._replies.clear()
         self.write(data)
+
+    def turn_away(self, request_id: int) -> None:
+        """Say that the certificate was revoked, and hang up."""
+        holder = self.holder
+        why = f"the certificate {holder.serial} of {holder.grant.name!r} was revoked"
+        self.reply(Refusal(request_id, RefusalReason.UNAUTHORIZED, 0, why))
+        self.flush()
+        self.dismiss("revoked")
 
     def hold(self) -> None:
         """Read no more from this client for now."""
@@ -135,6 +145,7 @@ class Gateway(FrameServer):
         self._names = names
         self._on_input = on_input
         self._bytes = 0
+        self._revoked_before: frozenset[str] = frozenset()
 
     @classmethod
     async def open(
@@ -157,26 +168,33 @@ class Gateway(FrameServer):
         """A new client."""
         return Client(self)
 
-    def why_denied(self, holder: Holder) -> str:  # noqa: ARG002 - each request is told why
+    def why_denied(self, holder: Holder) -> str:  # noqa: ARG002 - the first request is told why
         """Nobody of the cluster is turned away unsaid."""
         return ""
 
-    def _why_refused(self, client: Client, request: ClientRequest) -> str:
-        holder = client.holder
-        if holder.serial in self.revoked:
-            return f"the certificate {holder.serial} of {holder.grant.name!r} was revoked"
-        return why_denied(holder.grant, request, self._names)
+    def sweep(self) -> None:
+        """Close connections that are overdue, and those of certificates that were revoked before
+        the last sweep: there was time to ask, and be told."""
+        for connection in list(self.connections):
+            if isinstance(connection, Client) and connection.holder.serial in self._revoked_before:
+                connection.turn_away(0)
+        self._revoked_before = self.revoked
+        super().sweep()
 
     def take_in(self, client: Client, request: ClientRequest) -> None:
         """Queue a request, or answer it here if it can never be proposed."""
+        if client.holder.serial in self.revoked:
+            client.turn_away(request.id)
+            return
         waiting = len(self.submits) + len(self.others)
         if waiting >= INBOX_REQUESTS_BUSY:
             self.count("client.busy")
             client.reply(Refusal(request.id, RefusalReason.BUSY, 0, "too many requests wait here"))
-        elif why := self._why_refused(client, request):
+        elif why := why_denied(client.holder.grant, request, self._names):
             self.count("client.unauthorized")
             client.reply(Refusal(request.id, RefusalReason.UNAUTHORIZED, 0, why))
         elif isinstance(request, Submit):
+            client.known = True
             size = len(request.command)
             if size > COMMAND_BYTES_MAX:
                 self.count("client.too_large")
@@ -186,6 +204,7 @@ class Gateway(FrameServer):
                 self.submits.append((client, request))
                 self._bytes += size
         else:
+            client.known = True
             self.others.append((client, request))
         if waiting >= INBOX_REQUESTS_MAX or self._bytes >= INBOX_BYTES_MAX:
             client.hold()

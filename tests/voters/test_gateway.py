@@ -25,8 +25,9 @@ from trex_core.messages import (
 )
 from trex_core.metadata.commands import what_changes
 from trex_core.wire import Channel, FrameBuffer, Identity, decode_reply, encode_body, frame
-from voters import StartError, gateway
-from voters.gateway import REQUEST_BODY_BYTES_MAX, Gateway
+from voters import StartError, frames, gateway
+from voters.frames import IDLE_S_MIN, STRANGER_S_MAX
+from voters.gateway import CONNECTIONS_MAX, REQUEST_BODY_BYTES_MAX, Gateway
 
 pytestmark = pytest.mark.anyio
 
@@ -89,6 +90,12 @@ class Desk:
                 self.changed.clear()
                 await self.changed.wait()
 
+    async def until_gone(self):
+        async with asyncio.timeout(SOON_S):
+            while self.gateway.connections:
+                self.gateway.changed.clear()
+                await self.gateway.changed.wait()
+
     async def connect(self, name="admin"):
         entry = self.cluster.voter(1)
         client = Client(
@@ -117,6 +124,8 @@ async def desk():
             held.changed.set,
         )
         stack.push_async_callback(held.gateway.aclose)
+        admit = held.gateway.admit
+        held.gateway.admit = lambda connection: (admit(connection), held.changed.set())
         yield held
 
 
@@ -323,6 +332,123 @@ async def test_over_the_limit_the_oldest_stranger_makes_room(desk):
     await desk.until(lambda: len(held.others) == 4)
     refused = await desk.connect()
     assert await refused.closed(), "all others are known: the new one must go"
+
+
+async def test_idle_connections_make_room_when_all_are_known(desk):
+    held = desk.gateway
+    held.connections_max = 2
+    clients = [await desk.connect(), await desk.connect()]
+    for number, client in enumerate(clients):
+        client.send(StatusRequest(number))
+    await desk.until(lambda: len(held.others) == 2)
+    first, second = held.connections
+    assert await (await desk.connect()).closed(), "none was idle for long"
+    second.since -= IDLE_S_MIN + 2
+    first.since -= IDLE_S_MIN + 1
+    newer = await desk.connect()
+    assert await clients[1].closed(), "it was idle the longest"
+    newer.send(StatusRequest(3))
+    clients[0].send(StatusRequest(4))
+    await desk.until(lambda: len(held.others) == 4)
+    assert desk.counted == {"client.too_many_connections": 2}
+
+
+async def test_one_certificate_holds_its_share_of_the_connections_and_no_more(desk):
+    held = desk.gateway
+    assert held.holder_connections_max == CONNECTIONS_MAX // 4
+    held.holder_connections_max = 2
+    clients = [await desk.connect("listener") for _ in range(2)]
+    for client in clients:
+        client.send(StatusRequest(1))
+    await desk.until(lambda: len(held.others) == 2)
+    assert await (await desk.connect("listener")).closed()
+    assert desk.counted == {"client.too_many_of_one_holder": 1}
+    for client in (await desk.connect(), *clients):
+        client.send(StatusRequest(2))
+    await desk.until(lambda: len(held.others) == 5)
+
+
+async def test_who_asks_only_for_what_is_denied_stays_a_stranger(desk):
+    client = await desk.connect("listener")
+    client.send(submit(1))
+    await desk.until(lambda: desk.counted["client.unauthorized"])
+    (connection,) = desk.gateway.connections
+    connection.since -= STRANGER_S_MAX + 1
+    client.send(submit(2))
+    await desk.until(lambda: desk.counted["client.unauthorized"] == 2)
+    desk.gateway.sweep()
+    assert await client.closed()
+    assert desk.counted["client.stranger_closed"] == 1
+
+
+async def test_who_was_revoked_is_told_once_and_its_connections_end(desk):
+    held = desk.gateway
+    serial = papers(desk.cluster, "listener").holder.serial
+    asking, idle = await desk.connect("listener"), await desk.connect("listener")
+    other = await desk.connect()
+    for client in (asking, idle, other):
+        client.send(StatusRequest(1))
+    await desk.until(lambda: len(held.others) == 3)
+    held.revoke(frozenset({serial}))
+    held.sweep()  # as the voter does, each second
+    asking.send(StatusRequest(7), StatusRequest(8))
+    (told,) = await asking.receive()
+    assert (told.id, told.reason) == (7, RefusalReason.UNAUTHORIZED)
+    assert serial in told.detail and "was revoked" in told.detail
+    assert await asking.closed()
+    assert asking.replies == [], "told once"
+    held.sweep()
+    (told,) = await idle.receive()
+    assert (told.id, told.reason) == (0, RefusalReason.UNAUTHORIZED)
+    assert await idle.closed()
+    new = await desk.connect("listener")
+    new.send(StatusRequest(9))
+    assert [reply.id for reply in await new.receive()] == [9]
+    assert await new.closed()
+    silent = await desk.connect("listener")
+    await desk.until(lambda: len(held.connections) == 2)
+    held.sweep()
+    assert await silent.closed()
+    assert desk.counted == {"client.revoked": 4}
+    other.send(StatusRequest(2))
+    await desk.until(lambda: len(held.others) == 4)
+
+
+async def test_who_was_revoked_pushes_nobody_out(desk):
+    held = desk.gateway
+    held.connections_max = 1
+    stranger = await desk.connect()
+    await desk.until(lambda: held.connections)
+    held.revoke(frozenset({papers(desk.cluster, "listener").holder.serial}))
+    assert await (await desk.connect("listener")).closed()
+    stranger.send(StatusRequest(1))
+    await desk.until(lambda: held.others)
+
+
+async def test_of_unfinished_frames_so_many_bytes_are_held_and_who_holds_most_goes(
+    desk, monkeypatch
+):
+    monkeypatch.setattr(frames, "UNFINISHED_BYTES_MAX", 1_000_000)
+    held = desk.gateway
+    me = Identity(desk.cluster.cluster_id_bytes)
+    part = frame(me, Channel.CLIENT, encode_body(submit(1, 500_000)))
+    good = await desk.connect()
+    good.writer.write(part[:400_000])
+    hogs = [await desk.connect("listener") for _ in range(5)]
+    for hog, size in zip(hogs, (150_000, 149_000, 148_000, 147_000, 20_000), strict=True):
+        hog.writer.write(part[:size])
+        await hog.writer.drain()
+    assert await hogs[0].closed(), "its certificate holds the most, and it the most of that"
+    await desk.until(
+        lambda: held.unfinished_bytes == 400_000 + 149_000 + 148_000 + 147_000 + 20_000
+    )
+    assert desk.counted == {"client.too_much_unfinished": 1}
+    good.writer.write(part[400_000:])
+    await desk.until(lambda: held.submits)
+    for client in (good, *hogs):
+        client.writer.transport.abort()
+    await desk.until_gone()
+    assert held.unfinished_bytes == 0
 
 
 async def test_a_port_in_use_is_named_with_its_key():

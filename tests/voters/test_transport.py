@@ -446,14 +446,14 @@ async def test_half_open_and_half_told_connections_are_closed_in_time(peers, mon
 
 
 async def test_strangers_cannot_keep_peers_out(peers, monkeypatch):
-    monkeypatch.setattr(transport, "LINK_CONNECTIONS_MAX", 3)
+    monkeypatch.setattr(transport, "LINK_CONNECTIONS_MAX", 2 * frames.HOLDER_SHARE)
     one, two = await peers(1), await peers(2)
     entry = peers.cluster.voter(2)
     opened = [await linked(peers.cluster, entry, "voter-1") for _ in range(6)]
     one.transport.send(2, accept(20_000))
     await two.until(lambda: two.heard)
-    await two.until(lambda: two.counted["peer_tcp.too_many_connections"] >= 4)
-    assert len(two.transport._server.connections) <= 3
+    await two.until(lambda: two.counted["peer_tcp.too_many_of_one_holder"] >= 4)
+    assert len(two.transport._server.connections) <= 2
     for _, writer in opened:
         writer.transport.abort()
         writer.close()
