@@ -14,8 +14,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.credentials import folder, on_stream, papers, stream_opener
+from tests.credentials import folder, issue, on_stream, papers, stream_opener
 from tests.voters.here import SOON_S, Here, some_cluster
+from trex_core.access import REVOKED_KEY, Grant, revoked_text, voter_name
 from trex_core.invariants import InvariantViolation
 from trex_core.messages import (
     COMMAND_BYTES_MAX,
@@ -64,7 +65,9 @@ from trex_core.wire import (
 )
 from trex_core.wire import decode_reply as decode_frame_reply
 from voters import JournalError, StartError, VoterFailedError, server
-from voters.gateway import Client
+from voters.client import NoQuorum, OutcomeUnknown, connect
+from voters.frames import IDLE_S_MIN
+from voters.gateway import CONNECTIONS_MAX, Client
 from voters.journal import Disk, Journal
 from voters.logs import fields_of
 from voters.server import difference, percentiles_us
@@ -158,6 +161,39 @@ async def whole(tmp_path):
     with some_cluster() as cluster:
         async with Here(cluster, tmp_path) as voters:
             yield voters
+
+
+async def test_a_driver_whose_idle_connection_made_room_comes_back(here):
+    await here.start()
+    leader = await here.leader()
+    gateway = leader._gateway
+    async with connect(here.cluster, folder(here.cluster), deadline_s=SOON_S) as client:
+        await client.put("a", "1")
+        gateway.connections_max = len(gateway.connections)
+        for connection in gateway.connections:
+            connection.since -= IDLE_S_MIN + 1
+        async with Asker(here.cluster, leader.config.voter) as other:
+            await other.ask(StatusRequest)
+            assert leader.counters["client.too_many_connections"] == 1
+            gateway.connections_max = CONNECTIONS_MAX
+            await client.put("a", "2")
+            assert (await client.get("a")).value == "2"
+
+
+async def test_a_revoked_voter_votes_no_more_until_its_certificate_is_renewed(here):
+    await here.start()
+    leader = (await here.leader()).config.voter
+    revoked, other = (voter for voter in here.cluster.voter_ids if voter != leader)
+    serial = papers(here.cluster, voter_name(revoked)).holder.serial
+    async with connect(here.cluster, folder(here.cluster), deadline_s=SOON_S) as client:
+        await client.put(REVOKED_KEY, revoked_text(frozenset({serial})))
+        await here.until(lambda: all(v._gateway.revoked for v in here.running.values()))
+        await client.put("a", "1")  # two are a majority
+        await here.stop(other)
+        with pytest.raises((NoQuorum, OutcomeUnknown)):
+            await client.put("a", "2", deadline_s=2.0)
+        issue(here.cluster, Grant(voter_name(revoked), "voter"))
+        await client.put("a", "3")
 
 
 async def test_a_leader_is_elected_and_all_fix_and_apply_the_same(here):
