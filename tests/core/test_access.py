@@ -16,7 +16,9 @@ from trex_core.access import (
     Grant,
     grant_of,
     uri_of,
+    voter_name,
     why_denied,
+    why_not_voter,
 )
 from trex_core.cluster import ConfigError
 from trex_core.messages import (
@@ -116,6 +118,30 @@ def test_a_limited_writer_changes_what_begins_so_and_nothing_else(command, good)
 def test_a_limited_writer_submits_nothing_that_names_nothing(command):
     assert why_denied(Grant("bob", "writer", ("a",)), submit(command), what_changes)
     assert not why_denied(Grant("bob", "writer"), submit(command), what_changes)
+
+
+@pytest.mark.parametrize(
+    "command", [ConfigPut("trex/revoked", "[]"), ConfigDelete("trex/x"), ConfigCas("trex/", 0, "1")]
+)
+def test_the_clusters_own_keys_are_an_admins(command):
+    """Whatever prefixes a writer has; and what only looks like them is anybody's."""
+    asked = submit(encode_command(command))
+    assert not why_denied(Grant("root", "admin"), asked, what_changes)
+    for bob in (Grant("bob", "writer"), Grant("bob", "writer", ("trex/", "t"))):
+        assert "admin" in why_denied(bob, asked, what_changes)
+    other = submit(encode_command(ConfigPut("trexes/1", "1")))
+    assert not why_denied(Grant("bob", "writer"), other, what_changes)
+
+
+def test_a_voters_certificate_proves_that_voter_only():
+    assert why_not_voter(Grant(voter_name(2), "voter"), 2) == ""
+    for grant in (
+        Grant(voter_name(3), "voter"),
+        Grant("voter-02", "voter"),
+        Grant(voter_name(2), "listener"),
+        Grant(voter_name(2), "admin"),
+    ):
+        assert f"'{grant.name}', a {grant.role}, not of voter 2" in why_not_voter(grant, 2)
 
 
 NAMES = some.text(

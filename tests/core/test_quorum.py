@@ -117,6 +117,15 @@ def test_a_split_vote_loses_and_an_open_one_waits() -> None:
     assert quorums.promise({1, 2, 99}, ()) is Tally.WAIT, "a stranger weighs nothing"
 
 
+def test_a_voter_named_twice_counts_once() -> None:
+    """Whoever counts answers may hand in a list of them: a repeated one is one voter's."""
+    quorums = Weighted({1: 2, 2: 1, 3: 2}, 3, 3)
+    assert quorums.accept([1, 1]) is Tally.WAIT
+    assert quorums.promise([2, 2, 2, 2]) is Tally.WAIT
+    assert quorums.accept([1, 1], [3, 3]) is Tally.WAIT
+    assert quorums.accept([1, 2, 1]) is Tally.WIN
+
+
 @pytest.mark.parametrize("seed", range(200))
 def test_the_tally_agrees_with_trying_every_outcome(seed: int) -> None:
     """WIN: won whatever the rest votes; LOSE: lost whatever; WAIT: it depends."""

@@ -371,6 +371,33 @@ def test_the_voter_key_rotates_and_the_old_one_opens_no_more():
     assert opener.open(sealer.datagrams(b"b")[0]).body == b"b"
 
 
+def test_the_stream_key_rotates_and_the_old_one_opens_no_more():
+    """Not even for a sender that was heard under it, whose sub-key is remembered."""
+    sealer, opener = stream_pair()
+    early = [sealer.datagrams(b"early")[0] for _ in range(2)]
+    assert opener.open(early[0]).body == b"early"
+    opener.use(KeyRing((TWO,)))
+    for data in early:
+        with pytest.raises(FrameError, match="epoch"):
+            opener.open(data)
+
+
+def test_a_voter_that_restarted_while_the_key_rotates_is_heard_in_its_last_run_only():
+    """Its earlier run sealed under the key before, its last one under the next: both are in the
+    ring, and the earlier run is over all the same."""
+    old = Sealer(Channel.PEER, VOTER, ONE, SECRET)
+    opener = PeerOpener(CLUSTER, KeyRing((ONE, TWO)))
+    opener.told(VOTER, 1, SECRET, old.counter)
+    recorded = [old.datagrams(b"early")[0] for _ in range(2)]
+    assert opener.open(recorded[0]).body == b"early"
+    again = Identity(CLUSTER, 3, 77, 6)
+    new = Sealer(Channel.PEER, again, TWO, LATER_SECRET)
+    opener.told(again, 2, LATER_SECRET, new.counter)
+    with pytest.raises(FrameError, match="epoch"):
+        opener.open(recorded[1])
+    assert opener.open(new.datagrams(b"new")[0]).body == b"new"
+
+
 @pytest.mark.parametrize("keys", [(), (ONE, Key(1, b"y" * KEY_BYTES)), (ONE, TWO) * KEYS_MAX])
 def test_a_ring_that_is_none_is_refused(keys):
     with pytest.raises(ValueError, match="key ring"):

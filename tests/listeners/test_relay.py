@@ -8,6 +8,7 @@ import socket
 import ssl
 from collections import Counter
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import anyio
 import msgspec
@@ -15,6 +16,7 @@ import pytest
 from msgspec.structs import replace
 
 import listeners.relay
+import listeners.trust
 from listeners import ListenerOptions, open_listener
 from listeners.catchup import CatchupClient, CatchupError
 from listeners.relay import Relay, answer_to, own_address
@@ -157,6 +159,25 @@ async def test_nothing_in_an_answer_can_be_changed(backbone):
         replace(good, tip=replace(forged, slot=19)),
     ):
         assert not trusting(backbone).entries(wrong), wrong
+
+
+async def test_forged_tips_use_up_what_may_be_looked_at(backbone, monkeypatch):
+    """A second's worth of them, and no more is verified until time passes; good ones are free."""
+    backbone.append(*workload(random.Random(2), 30))
+    now_s = [1000.0]
+    monkeypatch.setattr(listeners.trust, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    monkeypatch.setattr(listeners.trust.random, "random", lambda: 0.0)
+    trust = trusting(backbone)
+    signer = backbone.signer(1)
+    good = signer.signed_tip(20, backbone.chains[20])
+    for number in range(listeners.trust.FAILURES_PER_S):
+        assert trust.may_verify()
+        assert not trust.proof.tip(replace(good, signature=number.to_bytes(64, "big")))
+        assert trust.proof.tip(signer.signed_tip(1 + number % 30, backbone.chains[1 + number % 30]))
+    assert not trust.may_verify()
+    assert trust.proof.tip(good)
+    now_s[0] += 0.1
+    assert trust.may_verify()
 
 
 async def test_what_contradicts_what_is_proven_stops_it(backbone):

@@ -40,7 +40,7 @@ NOTICED_BY: Final = {
     "empty-promise": _PAPER + "test_a_prepare_at_or_below_fixed_is_refused_with_that_slot",
     "hidden-accepts": _PAPER + "test_phase_1b_a_promise_with_the_highest_accepted",
     "ballot-used-twice": _PAPER + "test_a_proposer_remembers_the_highest_number_it_tried",
-    "counted-from-one": _PAPER + "test_a_leader_announces_only_what_it_counted",
+    "counted-from-one": _EXHAUSTIVE + "test_promise",
     "learned-becomes-accepted": _PAPER
     + "test_what_is_learned_is_journalled_as_fixed_never_as_an_accept",
     "gap-is-not-repaired": _LEARNER
@@ -75,7 +75,7 @@ _ALGORITHM = (
         PAXOS,
         "        self.records.append(FixedRecord(last, chains[-1]))\n",
         "        self.records.insert(0, FixedRecord(last, chains[-1]))\n",
-        "core/test_scenarios.py::test_scenario",
+        "core/test_exhaustive.py::test_accept",
     ),
     _one(
         "D8-accept-over-a-fixed-slot",
@@ -420,8 +420,8 @@ _REPAIR = (
         "everybody-asks",
         "who hears another ask stays silent",
         LEARNER,
-        '            self.set(gap=_replace(gap, due_ms=due, rounds=gap.rounds + 1))\n\n    def on_helper_heard',
-        '            self.set(gap=_replace(gap, rounds=gap.rounds + 1))\n\n    def on_helper_heard',
+        "            self.set(gap=_replace(gap, due_ms=due, rounds=gap.rounds + 1))\n\n    def on_helper_heard",
+        "            self.set(gap=_replace(gap, rounds=gap.rounds + 1))\n\n    def on_helper_heard",
         "core/test_learner.py::test_hearing_anothers_request_suppresses_ones_own",
     ),
     _one(
@@ -659,7 +659,7 @@ _SEALS = (
         "what is for one channel is nothing on another",
         WIRE,
         '        raise FrameError("channel")\n    if fields[5]:\n',
-        '        pass\n    if fields[5]:\n',
+        "        pass\n    if fields[5]:\n",
         "core/test_wire.py::test_each_reason_is_named",
     ),
 )
@@ -687,7 +687,7 @@ _SHELF = (
         SHELF,
         "            held[slot] = _Held(value, before)\n            self._bytes += len(value)\n            before = chain\n",
         "            before = chain\n            held[slot] = _Held(value, before)\n            self._bytes += len(value)\n",
-        "voters/test_publisher.py::test_a_range_is_repaired_in_as_few_datagrams_as_it_fits",
+        "voters/test_publisher.py::test_a_small_run_is_one_datagram_with_the_chain_before_it_and_the_tip",
     ),
     _one(
         "shelf-without-bounds",
@@ -778,14 +778,14 @@ _ONCE = (
         REPLICA,
         "        self.sessions = snapshot.sessions\n",
         "        self.sessions = NO_SESSIONS\n",
-        "voters/test_server.py::test_a_voter_put_back_to_a_snapshot_knows_what_was_answered",
+        "voters/test_replica.py::test_a_replica_put_back_to_a_snapshot_is_at_its_slot_with_all_sessions",
     ),
     _one(
         "snapshot-digest-ignored",
         "a snapshot whose bytes were changed is refused",
         SNAPSHOT,
         "digest_size=DIGEST_BYTES).digest() != view[-DIGEST_BYTES:]:\n",
-        "digest_size=DIGEST_BYTES).digest() == b\"\":\n",
+        'digest_size=DIGEST_BYTES).digest() == b"":\n',
         "core/test_snapshot.py::test_every_flipped_byte_is_noticed",
     ),
     _one(
@@ -1027,7 +1027,7 @@ _DISK = (
         JOURNAL,
         "    if not is_last:\n        raise JournalError(",
         "    if number < 0:\n        raise JournalError(",
-        "voters/test_journal.py::test_damage_in_an_earlier_segment_is_never_a_torn_write",
+        "voters/test_journal.py::test_a_bit_flip_is_an_exact_prefix_or_refused_with_file_and_offset",
     ),
     _one(
         "lost-end-of-a-segment",
@@ -1041,8 +1041,8 @@ _DISK = (
         "data-behind-a-stop",
         "nothing follows the record of an orderly stop",
         JOURNAL,
-        "    if stopped:\n        raise JournalError(path, f\"data behind",
-        "    if stopped and not data:\n        raise JournalError(path, f\"data behind",
+        '    if stopped:\n        raise JournalError(path, f"data behind',
+        '    if stopped and not data:\n        raise JournalError(path, f"data behind',
         "voters/test_journal.py::test_damage_below_a_stop_record_and_data_behind_it_are_refused",
     ),
     _one(
@@ -1131,7 +1131,7 @@ _DISK = (
         JOURNAL,
         "        if found.segments[index].header.last_slot <= base_slot:\n",
         "        if found.segments[index].header.fixed <= base_slot:\n",
-        "voters/test_journal.py::test_what_was_accepted_in_an_older_segment_survives_a_snapshot",
+        "voters/test_journal.py::test_nothing_is_deleted_above_the_snapshot_or_below_the_limit",
     ),
     _one(
         "two-processes-one-journal",
@@ -1179,7 +1179,7 @@ _DISK = (
         ARCHIVE,
         "            if head.header.last_slot <= fixed:\n",
         "            if head.header.last_slot <= fixed + 1:\n",
-        "voters/test_archive.py::test_a_base_has_all_above_it_behind_it",
+        "voters/test_archive.py::test_a_base_has_every_value_above_it_behind_it",
     ),
     _one(
         "offer-below-what-is-asked",
@@ -1187,7 +1187,7 @@ _DISK = (
         ARCHIVE,
         "            if slot < first:\n                return None\n",
         "            if slot < first - 1:\n                return None\n",
-        "voters/test_archive.py::test_a_snapshot_that_brings_nothing_is_not_offered",
+        "voters/test_archive.py::test_a_snapshot_is_offered_only_if_it_reaches_what_is_asked_for",
     ),
     _one(
         "hole-of-an-installed-snapshot-is-served",
@@ -1254,7 +1254,7 @@ _LOOP = (
         SERVER,
         "            if role.beat_acked <= read.after_beat or self.replica.applied",
         "            if self.replica.applied",
-        "voters/test_server.py::test_a_read_waits_for_a_round_of_a_quorum",
+        "voters/test_server.py::test_a_leader_that_lost_its_quorum_answers_no_read_and_no_write",
     ),
     _one(
         "read-before-what-was-recovered",
@@ -1425,7 +1425,7 @@ _FOLLOWERS = (
         TRUST,
         "        self._failures_left -= not good\n        return good\n\n    def words",
         "        return good\n\n    def words",
-        "listeners/test_source.py::test_forged_tips_use_up_what_may_be_looked_at",
+        "listeners/test_relay.py::test_forged_tips_use_up_what_may_be_looked_at",
     ),
     _one(
         "answer-beyond-what-is-proven",

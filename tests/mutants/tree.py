@@ -96,9 +96,13 @@ class Tree:
         """Run the tests without any mutant, in the very setting in which mutants are run. What is
         wrong, by test; nothing if all pass."""
         reports, words = self._run(list(tests), PASS_S_MAX * max(1, len(tests)), first_only=False)
-        wrong = {each["test"]: f"{each['error']}: {each['words']}" for each in reports if each["error"]}
+        wrong = {
+            each["test"]: f"{each['error']}: {each['words']}" for each in reports if each["error"]
+        }
         for test in tests:
-            ran = [each for each in reports if each["phase"] == "call" and _is_of(each["test"], test)]
+            ran = [
+                each for each in reports if each["phase"] == "call" and _is_of(each["test"], test)
+            ]
             if not ran and test not in wrong:
                 wrong[test] = f"it did not run: {words}"
         return wrong

@@ -23,6 +23,7 @@ from trex_core.cluster import ClusterConfig, StreamConfig, VoterEntry
 from trex_core.messages import (
     RUN_SLOTS_MAX,
     AskOther,
+    Ballot,
     CatchupEntries,
     CatchupMessage,
     CatchupRequest,
@@ -499,6 +500,52 @@ def test_a_snapshot_for_one_that_is_far_behind(tmp_path: Path) -> None:
             assert isinstance(offer, SnapshotOffer)
             assert offer.slot == 900
             await follower.follow(voter, 501)
+
+    play(story())
+
+
+def test_a_snapshot_is_offered_only_if_it_reaches_what_is_asked_for(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with scene(tmp_path, far_behind_slots=500) as stage:
+            voter, follower = stage.voter, await stage.follower()
+            for _ in range(10):
+                voter.fix(100)
+            voter.snapshot(499)
+            await follower.entries(1)  # with it the follower would lack more than 500 slots yet
+            voter.snapshot(500)
+            offer = await follower.ask(CatchupRequest("test", 1))
+            assert isinstance(offer, SnapshotOffer)
+            assert offer.slot == 500
+            archive = Archive(voter.paths, CLUSTER, SIGNER)
+            await archive.tip()
+            assert await archive._offer(500) == offer
+            assert await archive._offer(501) is None, "it holds nothing of slot 501"
+
+    play(story())
+
+
+def test_a_base_has_every_value_above_it_behind_it(tmp_path: Path) -> None:
+    """The next slot's value stands in the segment before the one whose header names the fixed
+    slot: replaying must not begin at that header."""
+
+    async def story() -> None:
+        async with scene(tmp_path) as stage:
+            voter = stage.voter
+            voter.fix_segments(3)
+            slot = voter.tip + 1
+            late = value(slot)
+            voter.note(slot, (late,))
+            voter.writer.commit(AcceptRecord(BALLOT, slot, (late,)))
+            before = voter.writer.journal.segments
+            promises = [PromiseRecord(Ballot(0, 2, VOTER))] * (SEGMENT_BYTES // 4)
+            voter.writer.commit(*promises)
+            assert voter.writer.journal.segments == before + 1
+            voter.writer.commit(FixedRecord(slot, voter.chains[slot]))
+            for first in (slot - 1, slot):
+                fresh = Archive(voter.paths, CLUSTER, SIGNER)
+                found, _ = await fresh.answer(CatchupRequest("test", first, 2000), None)
+                assert isinstance(found, CatchupEntries), f"slot {first}: {found}"
+                assert found.values == tuple(voter.values[n] for n in range(first, slot + 1))
 
     play(story())
 

@@ -746,6 +746,71 @@ class CountingDisk(Disk):
         super().fsync(fd)
 
 
+class NamingDisk(Disk):
+    """Notes, for each thread, what makes files and names durable, in order."""
+
+    def __init__(self) -> None:
+        self.calls: dict[str, list[str]] = {}
+        self._names: dict[int, str] = {}
+
+    def _note(self, what: str, name: str) -> None:
+        thread = threading.current_thread().name
+        self.calls.setdefault(thread, []).append(f"{what} {name}")
+
+    def create(self, path: Path) -> int:
+        self._note("create", path.name)
+        fd = super().create(path)
+        self._names[fd] = path.name
+        return fd
+
+    def pwrite(self, fd: int, data: bytes, offset: int) -> int:
+        if data.strip(b"\0"):
+            self._note("write", self._names[fd])
+        return super().pwrite(fd, data, offset)
+
+    def fsync(self, fd: int) -> None:
+        self._note("sync", self._names[fd])
+        super().fsync(fd)
+
+    def truncate(self, path: Path, size_bytes: int) -> None:
+        self._note("cut and sync", path.name)
+        super().truncate(path, size_bytes)
+
+    def rename(self, old: Path, new: Path) -> None:
+        self._note("rename to", new.name)
+        super().rename(old, new)
+
+    def sync_directory(self, directory: Path) -> None:
+        self._note("sync", f"{directory.name}/")
+        super().sync_directory(directory)
+
+
+def test_names_are_on_the_disk_before_what_they_name_counts(tmp_path: Path) -> None:
+    """A file whose name is not synced is gone after a power failure, with all that was synced in
+    it; and what a restart acts on must be durable, though a crash may have left it unsynced."""
+    directory = tmp_path / "journal"
+    disk = NamingDisk()
+    format_journal(directory, CLUSTER, VOTER, disk=disk)
+    one, two, three = map(segment_name, (1, 2, 3))
+    assert disk.calls["MainThread"] == [
+        "create format.tmp", "write format.tmp", "sync format.tmp",
+        f"rename to {one}", "sync journal/", f"sync {tmp_path.name}/",
+    ]  # fmt: skip
+    disk.calls.clear()
+    journal = opened(directory, disk)
+    for state, _ in journal.replay(first_state(CLUSTER)):  # noqa: B007
+        pass
+    journal.start(state)
+    assert disk.calls["MainThread"] == [
+        f"cut and sync {one}", "sync journal/",
+        f"create {two}", f"sync {two}", "sync journal/",
+        f"write {two}", f"sync {two}",
+    ]  # fmt: skip
+    wait_for_spare(journal)
+    assert disk.calls["journal-keeper"] == [f"create {three}", f"sync {three}", "sync journal/"]
+    journal.close()
+
+
 @pytest.mark.parametrize("fault", ["short", "write", "sync"])
 def test_a_failed_write_or_sync_ends_the_journal_for_good(directory: Path, fault: str) -> None:
     disk = FaultyDisk(fault)

@@ -8,8 +8,9 @@ import shutil
 import socket
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -21,6 +22,8 @@ from trex_core.invariants import InvariantViolation
 from trex_core.messages import (
     COMMAND_BYTES_MAX,
     NO_BALLOT,
+    Accept,
+    Accepted,
     Answer,
     Ballot,
     HandOverRequest,
@@ -54,7 +57,7 @@ from trex_core.metadata.commands import (
     encode_question,
 )
 from trex_core.roster import BEHIND_MS
-from trex_core.state import Follower, Leader, Receive
+from trex_core.state import Follower, Leader, Receive, Send
 from trex_core.wire import (
     Channel,
     FrameBuffer,
@@ -74,6 +77,9 @@ from voters.server import difference, percentiles_us
 from voters.transport import multicast_receiver, multicast_sender
 
 pytestmark = pytest.mark.anyio
+
+VOTED = (Accept, Accepted)
+"""What it takes to fix a slot."""
 
 
 class Asker:
@@ -302,6 +308,89 @@ async def test_a_leader_that_lost_its_quorum_answers_no_read_and_no_write(here):
             await leader.until(lambda t=tick: leader.state.tick > t, SOON_S)
             refused = await client.put(session, 2)
         assert refused.leader == 0
+
+
+async def test_a_new_leader_answers_a_read_when_what_it_recovered_is_applied(here, monkeypatch):
+    """The leader before may have told its client that this was written. Here the new leader's
+    heartbeats are answered, but not yet its Accepts of what it recovered."""
+    await here.start()
+    old = await here.leader()
+    others = [voter for voter in here.running.values() if voter is not old]
+    is_cut, is_held = [False], [True]
+
+    def gated(voter):
+        real = voter._transport.send
+
+        def send(to, message):
+            mute = is_cut[0] if voter is old else is_held[0] and isinstance(message, VOTED)
+            if not mute:
+                real(to, message)
+
+        monkeypatch.setattr(voter._transport, "send", send)
+
+    async with Asker(here.cluster, old.config.voter) as client:
+        session = await client.open_session()
+        await client.put(session, 1, "k", "before")
+        for voter in here.running.values():
+            gated(voter)
+        client.begin(put(session, 2, "k", "recovered"))
+        for voter in others:
+            await voter.until(lambda v=voter: v.state.last_accepted > old.state.fixed, SOON_S)
+    is_cut[0] = True
+    await here.until(lambda: any(isinstance(voter.state.role, Leader) for voter in others))
+    new = next(voter for voter in others if isinstance(voter.state.role, Leader))
+    async with Asker(here.cluster, new.config.voter) as client:
+        read = client.begin(lambda i: Query(i, encode_question(ConfigGet("k")), True))
+        await new.until(
+            lambda: (
+                read.done() or (new._reads and new.state.role.beat_acked > new._reads[0].after_beat)
+            ),
+            SOON_S,
+        )
+        assert not read.done(), "a quorum confirmed it, but it lacks a write that may be known"
+        is_held[0] = False
+        reply = await asyncio.wait_for(read, SOON_S)
+        assert decode_reply(reply.body).value == "recovered"
+
+
+async def test_who_waits_for_a_slot_is_answered_for_its_own_value_only(here):
+    """Another leader may have fixed another command where one's own was proposed."""
+    await here.start()
+    leader = await here.leader()
+    other = next(v for v in here.running.values() if v is not leader)
+    told = []
+    async with Asker(here.cluster, leader.config.voter) as client:
+        session = await client.open_session()
+        slot = leader.state.fixed + 1
+        other._pending[slot] = (SimpleNamespace(reply=told.append), 7, b"another command")
+        assert (await client.put(session, 1)).slot == slot
+    await here.until(lambda: other.replica.applied >= slot)
+    assert [(reply.id, reply.reason) for reply in told] == [(7, RefusalReason.LEADERSHIP_LOST)]
+
+
+async def test_who_waits_for_a_slot_is_told_when_leadership_is_lost(here):
+    await here.start()
+    leader = await here.leader()
+    told = []
+    slot = leader.state.fixed + 1000
+    leader._pending[slot] = (SimpleNamespace(reply=told.append), 7, b"in flight")
+    assert await leader.hand_over(SOON_S)
+    assert [(reply.id, reply.reason) for reply in told] == [(7, RefusalReason.LEADERSHIP_LOST)]
+
+
+async def test_a_vote_waits_for_its_own_batch(here, monkeypatch):
+    """Several batches are on their way: the sync of one lets its votes go, and no later ones."""
+    await here.start()
+    voter = await here.leader()
+    other = next(v for v in here.cluster.voter_ids if v != voter.config.voter)
+    votes = [Accepted(Ballot(0, 9, other), slot, slot) for slot in (5, 6, 7)]
+    sent = []
+    monkeypatch.setattr(voter, "_held", deque())
+    monkeypatch.setattr(voter._transport, "send", lambda _, message: sent.append(message))
+    voter._held.extend((batch, [Send(other, vote)]) for batch, vote in zip((3, 4, 9), votes))
+    for synced, gone in ((2, 0), (3, 1), (8, 2), (9, 3)):
+        voter._release(synced)
+        assert sent == votes[:gone]
 
 
 async def test_a_write_goes_on_without_a_minority_and_the_missing_one_catches_up(whole):

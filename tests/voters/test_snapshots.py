@@ -156,5 +156,19 @@ def test_a_download_that_is_not_what_was_offered_leaves_nothing(tmp_path: Path, 
     assert names(tmp_path) == []
 
 
+def test_a_download_of_another_snapshot_than_was_offered_is_refused(tmp_path: Path) -> None:
+    """One that is whole, of the same slot, chain and size, is another all the same: the offer is
+    what a voter signed."""
+    snapshots = Snapshots(tmp_path)
+    offer, data = offer_of(40)
+    other = b"".join(encode_snapshot(40, offer.chain, GENESIS, NO_SESSIONS, [b"o" * 200_000]))
+    assert len(other) == len(data)
+    download = snapshots.download(offer)
+    download.add(other)
+    with pytest.raises(SnapshotError, match="not those that were offered"):
+        download.finish()
+    assert names(tmp_path) == []
+
+
 def test_slots_of_names() -> None:
     assert snapshot_slots([snapshot_name(5), snapshot_name(3), "x.snapshot", "1.writing"]) == [3, 5]
