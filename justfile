@@ -46,6 +46,10 @@ soak seeds="10000" search_s="1800" cases="1000000" datagrams="1000000" attack_s=
     TREX_TEST_ATTACK_S={{attack_s}} .venv/bin/python -m pytest -q -s --timeout 3600 tests/e2e/test_adversary.py -k stole
     .venv/bin/python -m tests.linear --minutes {{minutes}}
 
+# every mutant of the sources, each killed by the test named for it (some minutes); --only WORD
+mutants *args:
+    .venv/bin/python -m tests.mutants {{args}}
+
 # commits a second and latency of five voters, as JSON lines
 bench *args:
     .venv/bin/python benchmarks/commit.py {{args}}

@@ -1,7 +1,7 @@
 """All mutants of the real source, each against the test that must notice it; a table of them.
 
 ``python -m tests.mutants`` plays all, ``--only WORD`` those whose name or file holds the word.
-Exit code 0: each was killed. 1: one survived, or its test fails without it. 2: an edit does not fit.
+Exit code 0: each was killed. 1: one was not, or its test fails without it. 2: an edit does not fit.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ def play(mutants: Sequence[Mutant], jobs: int) -> int:
 
         with ThreadPoolExecutor(jobs) as pool:
             tests = sorted({mutant.test for mutant in mutants})
+            print(f"{len(tests)} tests, first without any mutant", file=sys.stderr, flush=True)
             shares = [tests[job::jobs] for job in range(jobs)]
             wrong: dict[str, str] = {}
             for told in pool.map(pristine, [share for share in shares if share]):

@@ -1,6 +1,6 @@
 """A plugin of pytest that says of each failed test whether it failed by a claim of its own.
 
-This module alone tells a test that noticed a mutant from a program that merely broke. It runs inside
+This module alone tells a test that noticed a mutant from a program that merely broke. It runs in
 the pytest that ``tree`` starts, and writes one line of JSON for each phase of each test.
 """
 

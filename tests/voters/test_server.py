@@ -387,7 +387,9 @@ async def test_a_vote_waits_for_its_own_batch(here, monkeypatch):
     sent = []
     monkeypatch.setattr(voter, "_held", deque())
     monkeypatch.setattr(voter._transport, "send", lambda _, message: sent.append(message))
-    voter._held.extend((batch, [Send(other, vote)]) for batch, vote in zip((3, 4, 9), votes))
+    voter._held.extend(
+        (batch, [Send(other, vote)]) for batch, vote in zip((3, 4, 9), votes, strict=True)
+    )
     for synced, gone in ((2, 0), (3, 1), (8, 2), (9, 3)):
         voter._release(synced)
         assert sent == votes[:gone]
