@@ -458,6 +458,17 @@ async def test_a_wrong_answer_is_an_error_never_taken(archive, wrong):
         await client.entries(1, 1)
 
 
+async def test_an_answer_from_another_slot_is_an_error_though_it_is_signed(archive):
+    """An old answer told again must not count as news, nor a later one hide a gap."""
+    backbone, client, _ = archive
+    assert await client.entries(1, 1) is not None
+    backbone.answer = lambda *_: backbone.entries(1, 5, backbone.tip)
+    for first in (4, 6):
+        with pytest.raises(CatchupError, match="wrong"):
+            await client.entries(1, first)
+    assert await client.entries(1, 5) is not None
+
+
 async def snapshot_offer(backbone: Backbone, client: CatchupClient) -> SnapshotOffer:
     backbone.snapshot = (18, random.Random(3).randbytes(10_500))
     backbone.retained_from = 19

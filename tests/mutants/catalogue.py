@@ -23,9 +23,10 @@ METADATA, RING = "trex_core/metadata/state.py", "trex_core/metadata/ring.py"
 MACHINE = "trex_core/machine.py"
 JOURNAL, SNAPSHOTS, ARCHIVE = "voters/journal.py", "voters/snapshots.py", "voters/archive.py"
 SERVER, REPLICA, LEASES = "voters/server.py", "voters/replica.py", "voters/leases.py"
-PIPELINE, PUBLISHER = "voters/pipeline.py", "voters/publisher.py"
+PIPELINE = "voters/pipeline.py"
 TRUST, RELAY, STORE = "listeners/trust.py", "listeners/relay.py", "listeners/store.py"
-SOURCE, LISTENER = "listeners/source.py", "listeners/listener.py"
+SOURCE, CATCHUP = "listeners/source.py", "listeners/catchup.py"
+GATEWAY, TRANSPORT = "voters/gateway.py", "voters/transport.py"
 
 _PAPER = "tests/core/test_paper.py::"
 _EXHAUSTIVE = "tests/core/test_exhaustive.py::"
@@ -204,6 +205,30 @@ _ALGORITHM = (
         "        if named:\n            self.set(\n",
         "        if role.ballot:\n            self.set(\n",
         "core/test_exhaustive.py::test_fetched",
+    ),
+    _one(
+        "round-of-a-majority",
+        "a heartbeat round needs an accept quorum, which is not always a majority",
+        PAXOS,
+        "            if self.config.quorums.accept(voters) is Tally.WIN:\n                sent",
+        "            if len(voters) > len(self.config.voters) // 2:\n                sent",
+        "core/test_exhaustive.py::test_heartbeat_ack",
+    ),
+    _one(
+        "accept-quorum-of-promises",
+        "who stands needs a promise quorum",
+        PAXOS,
+        "            complete = self.config.quorums.promise(voters) is Tally.WIN\n",
+        "            complete = self.config.quorums.accept(voters) is Tally.WIN\n",
+        "core/test_exhaustive.py::test_promise",
+    ),
+    _one(
+        "part-of-an-older-life-counted",
+        "a part promised by another incarnation is no part of this promise",
+        PAXOS,
+        "        if held is None or held.incarnation != incarnation:\n",
+        "        if held is None:\n",
+        "core/test_exhaustive.py::test_promise_of_the_first_election",
     ),
     _one(
         "accepts-without-room",
@@ -1297,6 +1322,38 @@ _LOOP = (
         "voters/test_server.py::test_a_command_of_a_newer_level_is_refused_and_never_proposed",
     ),
     _one(
+        "rights-are-not-asked",
+        "each request is asked of the certificate it came under",
+        GATEWAY,
+        "        return why_denied(holder.grant, request, self._names)\n",
+        '        return ""\n',
+        "voters/test_gateway.py::test_what_a_certificate_does_not_allow_is_refused_and_never_queued",
+    ),
+    _one(
+        "revoked-client-is-served",
+        "who holds a revoked certificate is refused",
+        GATEWAY,
+        "        if holder.serial in self.revoked:\n",
+        "        if not holder.serial:\n",
+        "voters/test_gateway.py::test_what_a_certificate_does_not_allow_is_refused_and_never_queued",
+    ),
+    _one(
+        "said-to-another-voter",
+        "what is said to one voter is nothing to another",
+        TRANSPORT,
+        "                if part.receiver not in (0, self._me.id):\n",
+        "                if part.receiver < 0:\n",
+        "voters/test_transport.py::test_what_is_said_to_one_voter_is_nothing_to_another",
+    ),
+    _one(
+        "secret-told-to-an-impostor",
+        "a voter's secret is told to that voter only",
+        TRANSPORT,
+        "            stranger = bool(why_not_voter(holder.grant, self._peer))\n",
+        "            stranger = not holder.grant.name\n",
+        "voters/test_transport.py::test_who_answers_with_another_voters_certificate_is_told_nothing",
+    ),
+    _one(
         "lease-expired-by-a-woken-leader",
         "a pause counts as one heartbeat at most: it prolongs leases",
         LEASES,
@@ -1450,6 +1507,46 @@ _FOLLOWERS = (
         "            if holder.grant.role not in HELPED_ROLES or holder.serial in revoked():\n",
         "            if holder.serial in revoked():\n",
         "listeners/test_relay.py::test_a_reader_and_a_revoked_certificate_are_turned_away_on_both_sides",
+    ),
+    _one(
+        "listener-passes-as-a-voter",
+        "what a listener multicasts is a repair or nothing",
+        SOURCE,
+        "        if not is_repair and whole.sender == 0 and not again:\n",
+        "        if is_repair and whole.sender == 0 and not message:\n",
+        "listeners/test_relay.py::test_what_a_listener_multicasts_is_a_repair_or_nothing",
+    ),
+    _one(
+        "heartbeat-is-taken-twice",
+        "a heartbeat is taken once, and none that is older",
+        SOURCE,
+        "        if boot == newest.boot and (second < newest.second or message.words in newest.words):\n",
+        "        if boot == newest.boot and second < newest.second:\n",
+        "listeners/test_source.py::test_a_heartbeat_is_taken_once_and_none_that_is_older",
+    ),
+    _one(
+        "heartbeat-of-anybody",
+        "a heartbeat is signed by the voter it tells of",
+        SOURCE,
+        "        if message.signer != sender or not self.trust.words(sender, said, message.words):\n",
+        "        if message.signer != sender:\n",
+        "listeners/test_source.py::test_each_bad_datagram_is_dropped_and_counted_by_reason",
+    ),
+    _one(
+        "another-answer-than-was-asked-for",
+        "an answer begins at the slot that was asked for",
+        CATCHUP,
+        "                good = answer.first == first and values_good(answer.values)\n",
+        "                good = values_good(answer.values)\n",
+        "listeners/test_source.py::test_an_answer_from_another_slot_is_an_error_though_it_is_signed",
+    ),
+    _one(
+        "flood-drives-listeners-out",
+        "a flood of names drives nobody out that is heard",
+        ROSTER,
+        "        if not oldest.silent(now_ms, self._mean_ms(now_ms)):\n",
+        "        if oldest.gone:\n",
+        "core/test_roster.py::test_a_flood_of_names_drives_nobody_out_and_is_forgotten",
     ),
     _one(
         "rows-and-cursor-apart",

@@ -9,12 +9,15 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from tests.credentials import papers
+from tests.credentials import issue, papers
 from tests.voters.here import SOON_S, some_cluster
+from trex_core.access import Grant, holder_of
+from trex_core.credentials import CERTIFICATE_FILE
 from trex_core.messages import (
     COMMAND_BYTES_MAX,
     RENEW_LEASES_MAX,
     Answer,
+    HandOverRequest,
     Kind,
     Query,
     Refusal,
@@ -23,7 +26,7 @@ from trex_core.messages import (
     StatusRequest,
     Submit,
 )
-from trex_core.metadata.commands import what_changes
+from trex_core.metadata.commands import ConfigPut, encode_command, what_changes
 from trex_core.wire import Channel, FrameBuffer, Identity, decode_reply, encode_body, frame
 from voters import StartError, frames, gateway
 from voters.frames import IDLE_S_MIN, STRANGER_S_MAX
@@ -143,6 +146,37 @@ async def test_requests_are_queued_by_kind_and_replies_reach_who_asked(desk):
     held.flush()
     assert sorted(reply.id for reply in await one.receive(3)) == [1, 2, 3]
     assert [reply.body for reply in await two.receive(1)] == [b"1"]
+
+
+async def test_what_a_certificate_does_not_allow_is_refused_and_never_queued(desk):
+    bob = issue(desk.cluster, Grant("bob", "writer", ("app/",)))
+    client = await desk.connect("bob")
+
+    def put(number, key):
+        command = encode_command(ConfigPut(key, "v"))
+        return Submit(number, Kind.COMMAND, 1, number, 1, command)
+
+    held = desk.gateway
+    client.send(put(1, "app/a"), put(2, "other"), HandOverRequest(3, 0), Query(4, b"?", True))
+    await desk.until(lambda: len(held.others) == 1 or len(held.submits) == 2)
+    held.flush()
+    assert [message.id for _, message in held.submits] == [1]
+    assert [(each.id, each.reason) for each in await client.receive(2)] == [
+        (number, RefusalReason.UNAUTHORIZED) for number in (2, 3)
+    ]
+    certificate = (bob / CERTIFICATE_FILE).read_bytes()
+    held.revoke(frozenset({holder_of(certificate, desk.cluster.cluster_id_bytes).serial}))
+    client.send(put(5, "app/a"), Query(6, b"?", True))
+    asked = len(held.submits) + len(held.others)
+    await desk.until(
+        lambda: (
+            desk.counted["client.unauthorized"] == 4
+            or len(held.submits) + len(held.others) == asked + 2
+        )
+    )
+    held.flush()
+    assert len(held.submits) + len(held.others) == asked
+    assert all("was revoked" in each.detail for each in await client.receive(2))
 
 
 async def test_as_many_commands_are_taken_as_fit_slots_and_bytes(desk):

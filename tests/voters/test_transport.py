@@ -90,12 +90,16 @@ async def peers():
     async with AsyncExitStack() as stack:
         cluster = stack.enter_context(some_cluster())
 
-        async def opened(voter):
+        async def opened(voter, holder=0):
             peer = Peer()
             peer.voter = voter
             identity = Identity(cluster.cluster_id_bytes, voter, 100 + voter, voter)
             peer.transport = await Transport.open(
-                identity, cluster, papers(cluster, voter_name(voter)), peer.count, peer.on_input
+                identity,
+                cluster,
+                papers(cluster, voter_name(holder or voter)),
+                peer.count,
+                peer.on_input,
             )
             stack.push_async_callback(peer.transport.aclose)
             return peer
@@ -295,6 +299,21 @@ async def test_what_was_recorded_before_a_restart_opens_nothing_after_it(peers):
         assert fresh.heard == [Receive(1, 101, 1, BEAT)]
         await again.transport.aclose()
         await fresh.transport.aclose()
+
+
+async def test_who_answers_with_another_voters_certificate_is_told_nothing(peers):
+    """Whoever sits at a voter's address must prove to be that voter before it learns a secret."""
+    one, impostor = await peers(1), await peers(2, holder=3)
+    told = impostor.transport._opener._told
+    noticed = [
+        asyncio.create_task(one.until(lambda: one.counted["peer_tcp.wrong_voter"])),
+        asyncio.create_task(impostor.until(lambda: 1 in told)),
+    ]
+    await asyncio.wait(noticed, timeout=SOON_S, return_when=asyncio.FIRST_COMPLETED)
+    for task in noticed:
+        task.cancel()
+    await asyncio.gather(*noticed, return_exceptions=True)
+    assert one.counted["peer_tcp.wrong_voter"] and 1 not in told
 
 
 async def test_what_is_said_to_one_voter_is_nothing_to_another(peers):
