@@ -170,7 +170,7 @@ def test_who_asks_again_and_again_puts_the_catch_up_off_by_two_rounds_only() -> 
 def test_far_behind_or_cold_goes_to_tcp_in_chunks_and_back_to_the_stream() -> None:
     one = Driven()
     one.take(StreamIn(1, tip(2900), 0))
-    assert one.catchup == [learner.CatchUpFrom(one.catchup[0].helper, 1)]
+    assert [asked.first for asked in one.catchup] == [1]
     voter = one.catchup[0].helper
     one.take(StreamIn(1, run(2901, 2902), 1))
     one.take(CatchupIn(voter, entries(1, 1500, 2902), 2))
@@ -197,6 +197,7 @@ def test_whatever_a_voter_answers_another_is_asked(answer: str) -> None:
             case _:
                 one.take(CatchupIn(asked[-1], entries(1, 0, 0), now))
         assert one.wake_ms is not None
+        assert len(asked) < 9, "one that knows no more is asked for ever"
         now = one.wake_ms
         one.take(Clock(now))
         assert len(one.catchup) == len(asked) + 1, "asks again when it said it would"
@@ -264,7 +265,7 @@ def test_the_buffer_is_bounded() -> None:
     one = Driven(config)
     for first in range(3, 60, 2):
         one.take(StreamIn(1, run(first, first), 0))
-    assert one.counters["buffer_full"] > 0
+    assert one.counters.get("buffer_full", 0) > 0
     assert sum(len(p.values) for p in one.state.buffer) <= 10
 
 

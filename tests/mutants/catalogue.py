@@ -65,8 +65,10 @@ def _of_simulator(file: str) -> tuple[Mutant, ...]:
     return tuple(found)
 
 
-def _one(name: str, rule: str, file: str, old: str, new: str, test: str) -> Mutant:
-    return Mutant(name, rule, file, ((old, new),), f"tests/{test}")
+def _one(
+    name: str, rule: str, file: str, old: str, new: str, test: str, dies_of: str = ""
+) -> Mutant:
+    return Mutant(name, rule, file, ((old, new),), f"tests/{test}", dies_of)
 
 
 _ALGORITHM = (
@@ -271,7 +273,15 @@ _REPLAY = (
         STATE,
         "            promised = max(state.promised, ballot)\n",
         "            promised = state.promised\n",
-        "core/test_state.py::test_an_accept_is_replayed_above_fixed_only",
+        "core/test_state.py::test_a_promise_is_replayed_and_never_goes_back",
+    ),
+    _one(
+        "replayed-accept-of-a-fixed-slot-is-no-promise",
+        "an accept of a slot that is fixed since is a promise all the same",
+        STATE,
+        "                return msgspec.structs.replace(state, promised=promised), ()\n",
+        "                return state, ()\n",
+        "core/test_state.py::test_a_promise_is_replayed_and_never_goes_back",
     ),
     _one(
         "replay-below-fixed",
@@ -335,7 +345,7 @@ _REPLAY = (
         STATE,
         'slot.to_bytes(8, "big")',
         "bytes(8)",
-        "core/test_scenarios.py::test_scenario",
+        "core/test_exhaustive.py::test_learn",
     ),
     _one(
         "genesis-of-any-kind",
@@ -590,6 +600,7 @@ _SEALS = (
         "        frame = _opened(data, head, told.cipher)\n        told.window.take(head.counter)\n",
         "        told.window.take(head.counter)\n        frame = _opened(data, head, told.cipher)\n",
         "core/test_seal.py::test_a_forged_number_moves_no_window",
+        dies_of="FrameError",
     ),
     _one(
         "window-begins-anew-at-each-connection",

@@ -26,8 +26,10 @@ ROOT: Final = Path(__file__).parent.parent.parent
 COPIED: Final = ("trex_core", "voters", "listeners", "dashboard", "tests")
 PLUGINS: Final = ("anyio.pytest_plugin", "pytest_timeout", "tests.mutants.judge")
 """All that the named tests need of pytest; to load the others takes longer than most tests."""
-PASS_S_MAX: Final = 120.0
+PASS_S_MAX: Final = 60.0
 """Longest that a named test may take, in seconds, on a machine that has other things to do."""
+START_S_MAX: Final = 30.0
+"""Longest that it may take to be started and to end."""
 REPORT: Final = "TREX_MUTANT_REPORT"
 SUSPECT: Final = "TREX_MUTANT_FILE"
 
@@ -38,13 +40,15 @@ class EditError(ValueError):
 
 class Mutant(msgspec.Struct, frozen=True):
     """``rule`` is what it breaks, in words; each of ``edits`` (text found exactly once in ``file``,
-    its replacement) is applied; ``test`` is the pytest node that must fail then."""
+    its replacement) is applied; ``test`` is the pytest node that must fail then. ``dies_of`` names
+    an error of the product that counts as a claim: of a test that says "this is let pass"."""
 
     name: str
     rule: str
     file: str
     edits: tuple[tuple[str, str], ...]
     test: str
+    dies_of: str = ""
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -95,7 +99,7 @@ class Tree:
     def pristine(self, tests: Sequence[str]) -> dict[str, str]:
         """Run the tests without any mutant, in the very setting in which mutants are run. What is
         wrong, by test; nothing if all pass."""
-        reports, words = self._run(list(tests), PASS_S_MAX * max(1, len(tests)), first_only=False)
+        reports, words, _ = self._run(list(tests), first_only=False)
         wrong = {
             each["test"]: f"{each['error']}: {each['words']}" for each in reports if each["error"]
         }
@@ -115,7 +119,7 @@ class Tree:
         self._forget(path)
         began = time.monotonic()
         try:
-            reports, words = self._run([mutant.test], PASS_S_MAX, suspect=mutant.file)
+            reports, words, ended = self._run([mutant.test], suspect=mutant.file)
         finally:
             path.write_text(pristine)
             self._forget(path)
@@ -123,11 +127,13 @@ class Tree:
         failed = next((each for each in reports if each["error"]), None)
         if failed is None:
             passed = any(each["phase"] == "call" for each in reports)
-            return Verdict("survived" if passed else "not run", words, took_s)
+            outcome = "endless" if not ended else "survived" if passed else "not run"
+            return Verdict(outcome, words, took_s)
         told = f"{failed['error']}: {failed['words']}"
         if failed["elsewhere"]:
             return Verdict("not loaded", f"{failed['elsewhere']} was tested instead", took_s)
-        return Verdict("killed" if failed["claim"] else "broken", told, took_s)
+        noticed = failed["claim"] or (failed["phase"], failed["error"]) == ("call", mutant.dies_of)
+        return Verdict("killed" if noticed else "broken", told, took_s)
 
     @staticmethod
     def _forget(path: Path) -> None:
@@ -136,9 +142,10 @@ class Tree:
             compiled.unlink()
 
     def _run(
-        self, tests: list[str], timeout_s: float, *, first_only: bool = True, suspect: str = ""
-    ) -> tuple[list[dict[str, str]], str]:
-        """What the tests came to, in order, and the last words of the run."""
+        self, tests: list[str], *, first_only: bool = True, suspect: str = ""
+    ) -> tuple[list[dict[str, str]], str, bool]:
+        """What the tests came to, in order, the last words of the run, and whether it ended."""
+        timeout_s = PASS_S_MAX * len(tests) + START_S_MAX
         self._runs += 1
         report = self.folder / f"report-{self._runs}"
         report.touch()
@@ -155,6 +162,7 @@ class Tree:
             REPORT: str(report),
             SUSPECT: str(self.folder / suspect) if suspect else "",
         }
+        ended = True
         with subprocess.Popen(
             command, cwd=self.folder, env=environment, text=True, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -162,12 +170,12 @@ class Tree:
             try:
                 told, _ = run.communicate(timeout=timeout_s)
             except subprocess.TimeoutExpired:
-                told = f"still running after {timeout_s:.0f} s"
+                told, ended = f"still running after {timeout_s:.0f} s", False
             finally:
                 if run.poll() is None:
                     os.killpg(run.pid, signal.SIGKILL)
         lines = told.strip().splitlines() or ["it said nothing"]
-        return [json.loads(line) for line in report.read_text().splitlines()], lines[-1]
+        return [json.loads(line) for line in report.read_text().splitlines()], lines[-1], ended
 
 
 def _is_of(node: str, named: str) -> bool:
