@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
+import struct
 from dataclasses import dataclass, field
 
 import pytest
@@ -120,6 +121,13 @@ def test_the_stream_key_does_not_make_a_voter_although_the_secrets_were_equal():
     forged[3] = Channel.PEER
     with pytest.raises(FrameError, match="tag"):
         opener.open(bytes(forged))
+    # Everything the same but the purpose: the same number under the same cipher would tell both.
+    zeros = bytes(64)
+    said = {
+        Sealer(channel, VOTER, ONE, SECRET).datagrams(zeros)[0][80:]
+        for channel in (Channel.PEER, Channel.STREAM)
+    }
+    assert len(said) == 2
 
 
 def test_plain_frames_do_not_pass_as_sealed_nor_sealed_ones_as_plain():
@@ -535,3 +543,16 @@ def test_a_tip_signed_for_catch_up_names_no_leader():
     tip = signer.signed_tip(7, b"c" * 32)
     assert (tip.voter, tip.ballot) == (3, NO_BALLOT)
     assert Verifier({3: signer.public}, CLUSTER).tip(3, NO_BALLOT, 7, b"c" * 32, tip.signature)
+
+
+def test_what_is_signed_for_one_purpose_is_nothing_for_another():
+    """Words are any bytes: also those that a tip or an offer is made of."""
+    known = Verifier(PUBLIC, CLUSTER)
+    as_tip = struct.pack(">QQQQ", BALLOT.era, BALLOT.round, BALLOT.voter, 9) + CHAIN
+    assert not known.tip(3, BALLOT, 9, CHAIN, SIGNER.words(as_tip))
+    assert not known.words(3, as_tip, SIGNER.tip(BALLOT, 9, CHAIN))
+    offer = SIGNER.offer(SnapshotOffer(9, CHAIN, 70, b"d" * 32))
+    as_offer = struct.pack(">QQ", 9, 70) + CHAIN + b"d" * 32
+    assert known.offer(offer)
+    assert not known.offer(replace(offer, signature=SIGNER.words(as_offer)))
+    assert not known.words(3, as_offer, offer.signature)

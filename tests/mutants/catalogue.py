@@ -609,6 +609,7 @@ _SEALS = (
         "            return  # a new connection of the same run: its window goes on\n",
         "            known.clear()\n",
         "core/test_seal.py::test_told_again_over_a_new_connection_the_window_goes_on",
+        dies_of="FrameError",
     ),
     _one(
         "earlier-run-is-heard",
@@ -664,7 +665,15 @@ _SEALS = (
         SEAL,
         '_WORDS_PURPOSE: Final = b"trex words 1"\n',
         "_WORDS_PURPOSE: Final = _TIP_PURPOSE\n",
-        "core/test_seal.py::test_words_are_no_tip_and_a_tip_no_words",
+        "core/test_seal.py::test_what_is_signed_for_one_purpose_is_nothing_for_another",
+    ),
+    _one(
+        "words-pass-as-an-offer",
+        "nor is it an offer of a snapshot",
+        SEAL,
+        '_SNAPSHOT_PURPOSE: Final = b"trex snapshot 1"\n',
+        "_SNAPSHOT_PURPOSE: Final = _WORDS_PURPOSE\n",
+        "core/test_seal.py::test_what_is_signed_for_one_purpose_is_nothing_for_another",
     ),
     _one(
         "strangers-push-out-sub-keys",
@@ -831,6 +840,7 @@ _ONCE = (
         "    names = sorted(sessions.open)\n",
         "    names = list(sessions.open)\n",
         "core/test_snapshot.py::test_equal_bytes_whether_restored_or_not_and_under_any_hash_seed",
+        dies_of="SnapshotError",
     ),
     _one(
         "failed-command-leaves-traces",
@@ -881,7 +891,7 @@ _METADATA = (
         METADATA,
         "    if old is not None:\n        raise _Rejection(Reason.EXISTS",
         "    if old is not None and not old.id:\n        raise _Rejection(Reason.EXISTS",
-        "core/test_metadata.py::test_join_update_leave",
+        "core/test_metadata.py::test_members_are_refused_with_a_reason",
     ),
     _one(
         "state-without-a-quota",

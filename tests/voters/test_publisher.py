@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 
 import pytest
 from msgspec.structs import replace
@@ -55,13 +56,13 @@ class Stream:
 
     def __init__(self, bytes_per_s=1 << 24, burst=64):
         self.bodies = []
-        self.counted = {}
+        self.counted = Counter()
         self.publisher = Publisher(self.bodies.append, self.count, bytes_per_s, burst, SIGNER, 1)
         self.publisher.reset(0, GENESIS)
         self.last, self.chain = 0, GENESIS
 
     def count(self, name):
-        self.counted[name] = self.counted.get(name, 0) + 1
+        self.counted[name] += 1
 
     def fix(self, *sizes, leading=True):
         values = tuple(
