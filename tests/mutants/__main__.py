@@ -1,6 +1,6 @@
 """All mutants of the real source, each against the test that must notice it; a table of them.
 
-``python -m tests.mutants`` plays all, ``--only WORD`` those whose name or file holds the word.
+``python -m tests.mutants`` plays all, ``--only WORD ...`` those whose name or file holds one.
 Exit code 0: each was killed. 1: one was not, or its test fails without it. 2: an edit does not fit.
 """
 
@@ -22,11 +22,15 @@ from tests.mutants.tree import ROOT, EditError, Mutant, Tree, Verdict, mutated
 def main() -> int:
     """Play, and print."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
-    parser.add_argument("--only", default="", help="mutants whose name or file holds this")
+    parser.add_argument("--only", nargs="+", default=[""], help="whose name or file holds one")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="at a time")
     parser.add_argument("--list", action="store_true", help="only say what there is")
     args = parser.parse_args()
-    chosen = [each for each in MUTANTS if args.only in each.name or args.only in each.file]
+    chosen = [
+        each
+        for each in MUTANTS
+        if any(word in each.name or word in each.file for word in args.only)
+    ]
     try:
         for mutant in chosen:
             mutated((ROOT / mutant.file).read_text(), mutant)

@@ -1404,7 +1404,7 @@ _LOOP = (
         LEASES,
         "        end = self._clock_ms + self._passed_ms(now_ms) + time_ms\n",
         "        end = self._clock_ms + time_ms\n",
-        "voters/test_leases.py::test_never_before_its_time",
+        "voters/test_leases.py::test_what_passed_before_a_renewal_is_not_taken_from_its_time",
     ),
     _one(
         "renewed-lease-expires-all-the-same",

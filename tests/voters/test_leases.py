@@ -67,6 +67,15 @@ def test_a_renewal_gives_the_full_time_again():
     assert held.expire(10) == ()
 
 
+def test_what_passed_before_a_renewal_is_not_taken_from_its_time():
+    """Between two rounds: the next advance counts the whole time since the one before."""
+    held = clock(L7=200)
+    held.advance(1080, 1)
+    assert held.renew((7,), {7: 200}, 1120) == (7,)
+    held.advance(1160, 2)
+    assert held.remaining_ms(7) == 200 - 40
+
+
 def test_only_leases_that_exist_are_renewed_in_the_order_asked():
     held = clock(L1=100, L2=100, L3=100)
     assert held.renew((3, 9, 1), {1: 100, 2: 100, 3: 100}, 1000) == (3, 1)
