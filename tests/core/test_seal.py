@@ -327,6 +327,15 @@ def test_the_window_is_as_a_set_would_have_it(floor, steps):
             twin.top = max(twin.top, number)
 
 
+def test_a_number_too_far_behind_counts_as_replayed_though_it_was_never_taken():
+    window = ReplayWindow(1)
+    top = 3 * WINDOW_DATAGRAMS
+    window.take(top)
+    assert window.fresh(top - WINDOW_DATAGRAMS + 1)
+    for number in (top - WINDOW_DATAGRAMS, top - WINDOW_DATAGRAMS - 1, 1):
+        assert not window.fresh(number)
+
+
 @pytest.mark.parametrize(
     ("secret", "counter", "epoch", "reason"),
     [(b"short", 1, 1, "body"), (SECRET, 0, 1, "body"), (SECRET, 1, 9, "epoch")],

@@ -150,7 +150,8 @@ class Tree:
         report = self.folder / f"report-{self._runs}"
         report.touch()
         command = [
-            sys.executable, "-m", "pytest", "-q", "--tb=no", "--assert=plain", "-p", "no:cacheprovider",
+            sys.executable, "-m", "pytest", "-q", "--tb=no", "--assert=plain",
+            "-p", "no:cacheprovider",
             *(word for plugin in PLUGINS for word in ("-p", plugin)),
             f"--timeout={PASS_S_MAX}", f"--basetemp={self.folder / 'tmp'}",
             *(["-x"] if first_only else []), *tests,
