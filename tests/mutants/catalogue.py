@@ -1041,7 +1041,7 @@ _DISK = (
         JOURNAL,
         "                    yield segment.number, offset, PromiseRecord(promised)\n",
         "",
-        "voters/test_journal.py::test_deletion_and_restart_from_a_snapshot",
+        "voters/test_journal.py::test_a_promise_outlives_the_segment_it_was_made_in",
     ),
     _one(
         "any-damage-is-a-torn-write",
@@ -1243,9 +1243,27 @@ _DISK = (
         "        while self._ready:\n",
         "voters/test_archive.py::test_a_hole_left_by_an_installed_snapshot",
     ),
-    _one(
+    Mutant(
         "accepted-is-served-as-fixed",
         "only what is fixed is served",
+        ARCHIVE,
+        (
+            (
+                "    InstallRecord,\n    Record,\n",
+                "    InstallRecord,\n    LearnedRecord,\n    Record,\n    chain_run,\n",
+            ),
+            (
+                "                last = first + len(values) - 1\n                if last > state.fixed:\n",
+                "                last = first + len(values) - 1\n"
+                "                record = LearnedRecord(first, values, chain_run(state.chain, first, values)[-1])\n"
+                "                if last > state.fixed:\n",
+            ),
+        ),
+        "tests/voters/test_archive.py::test_only_what_is_fixed_is_served",
+    ),
+    _one(
+        "signed-end-is-not-the-last-slot",
+        "an answer's signed end is the last slot it holds",
         ARCHIVE,
         "                end = self._signer.signed_tip(first + len(values) - 1, chain)\n",
         "                end = self._signer.signed_tip(first + len(values), chain)\n",

@@ -162,6 +162,8 @@ class Follower:
         chunks = 0
         while True:
             answer = await self.entries(first, bytes_max)
+            last = first + len(answer.values) - 1
+            assert answer.end.slot == (last if answer.values else answer.tip.slot)
             assert answer.tip.chain == voter.chains[answer.tip.slot]
             assert answer.end.chain == voter.chains[answer.end.slot]
             for tip in (answer.end, answer.tip):
