@@ -1254,9 +1254,7 @@ _DISK = (
             ),
             (
                 "                last = first + len(values) - 1\n                if last > state.fixed:\n",
-                "                last = first + len(values) - 1\n"
-                "                record = LearnedRecord(first, values, chain_run(state.chain, first, values)[-1])\n"
-                "                if last > state.fixed:\n",
+                "                record = LearnedRecord(first, values, chain_run(state.chain, first, values)[-1])\n                last = first + len(values) - 1\n                if last > state.fixed:\n",
             ),
         ),
         "tests/voters/test_archive.py::test_only_what_is_fixed_is_served",

@@ -144,6 +144,14 @@ def put(session, sequence, key="k", value="v"):
     return lambda i: Submit(i, Kind.COMMAND, session, sequence, 1, command)
 
 
+async def answered_or_proposed(client, leader, make):
+    """Ask; return the reply to come once it is there, or the leader has proposed something."""
+    held = leader.state.last_accepted
+    reply = client.begin(make)
+    await leader.until(lambda: reply.done() or leader.state.last_accepted > held, SOON_S)
+    return reply
+
+
 def held_by(voter):
     return b"".join(voter.replica.machine.snapshot())
 
@@ -365,7 +373,8 @@ async def test_who_waits_for_a_slot_is_answered_for_its_own_value_only(here):
         other._pending[slot] = (SimpleNamespace(reply=told.append), 7, b"another command")
         assert (await client.put(session, 1)).slot == slot
     await here.until(lambda: other.replica.applied >= slot)
-    assert [(reply.id, reply.reason) for reply in told] == [(7, RefusalReason.LEADERSHIP_LOST)]
+    assert [(type(reply), reply.id) for reply in told] == [(Refusal, 7)]
+    assert told[0].reason == RefusalReason.LEADERSHIP_LOST
 
 
 async def test_who_waits_for_a_slot_is_told_when_leadership_is_lost(here):
@@ -434,7 +443,8 @@ async def test_votes_wait_for_the_disk_and_nothing_else_does(here, monkeypatch):
         async with Asker(here.cluster, me) as client:
             session = await client.open_session()
             gates[me].clear()
-            assert (await client.put(session, 1)).status == OutcomeStatus.APPLIED
+            outcome = await client.put(session, 1)
+            assert isinstance(outcome, Outcome) and outcome.status == OutcomeStatus.APPLIED
             gates[me].set()
             others = [voter for voter in here.cluster.voter_ids if voter != me]
             for voter in others:
@@ -442,10 +452,13 @@ async def test_votes_wait_for_the_disk_and_nothing_else_does(here, monkeypatch):
             write = client.begin(put(session, 2))
             await leader.until(
                 lambda: (
-                    leader.state.role.flights
-                    and leader.state.role.flights[0].votes == (me,)
-                    and all(
-                        ack.last_accepted > leader.state.fixed for ack in leader.state.role.acks
+                    write.done()
+                    or (
+                        leader.state.role.flights
+                        and leader.state.role.flights[0].votes == (me,)
+                        and all(
+                            ack.last_accepted > leader.state.fixed for ack in leader.state.role.acks
+                        )
                     )
                 ),
                 SOON_S,
@@ -772,7 +785,11 @@ async def test_a_command_of_a_newer_level_is_refused_and_never_proposed(here):
         session = await client.open_session()
         fixed = leader.state.fixed
         newer = bytes((0xC1, LEVEL + 1)) + b"whatever"
-        reply = await client.ask(lambda i: Submit(i, Kind.COMMAND, session, 1, 1, newer))
+        asked = await answered_or_proposed(
+            client, leader, lambda i: Submit(i, Kind.COMMAND, session, 1, 1, newer)
+        )
+        assert asked.done(), "proposed: every replica will stop at it"
+        reply = asked.result()
         assert (reply.reason, "too old" in reply.detail) == (RefusalReason.MALFORMED, True)
         assert leader.state.fixed == fixed
         assert (await client.put(session, 1)).status == OutcomeStatus.APPLIED
@@ -1037,7 +1054,9 @@ async def test_full_disks_refuse_proposals_and_room_lets_them_pass(here, monkeyp
             leader = await here.leader()
             async with Asker(here.cluster, leader.config.voter) as client:
                 session = await client.open_session() if client_session is None else 1
-                reply = await client.put(session, 1)
+                write = await answered_or_proposed(client, leader, put(session, 1))
+                assert write.done() or free["bytes"], "proposed, though nobody has room"
+                reply = await asyncio.wait_for(write, SOON_S)
                 if not isinstance(reply, Refusal) or reply.reason not in moved:
                     return reply
 
@@ -1072,8 +1091,9 @@ async def test_a_broken_invariant_ends_the_voter_before_anything_leaves(here, mo
 
     monkeypatch.setattr(server, "check_step", broken)
     monkeypatch.setattr(leader._transport, "send", lambda _, message: sent.append(message))
+    tick = leader.state.tick
     with pytest.raises(VoterFailedError, match="I99: planted"):
-        await leader.until(lambda: False, SOON_S)
+        await leader.until(lambda: leader.state.tick > tick + 9, SOON_S)
     assert sent == []
     monkeypatch.undo()
     with pytest.raises(VoterFailedError, match="I99: planted"):
