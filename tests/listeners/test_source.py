@@ -264,6 +264,21 @@ async def test_a_heartbeat_is_taken_once_and_none_that_is_older(heard):
     assert source.counters["dropped_signature_flood"] > 100
 
 
+async def test_what_a_heartbeat_tells_beside_its_tip_is_signed_too(heard):
+    """A tip that was overheard makes no heartbeat: of another second, say, or with another role."""
+    backbone, source = heard
+    good = backbone.signed(StreamTip(BALLOT, True, 21, backbone.chains[21], DIGEST), 1)
+    for forged in (
+        replace(good, digest=replace(DIGEST, uptime_s=DIGEST.uptime_s + 9)),
+        replace(good, leading=False),
+        replace(good, words=bytes(64)),
+    ):
+        backbone.send(forged)
+    backbone.send(good)
+    assert await messages(source, 1) == [(1, good)]
+    assert source.counters["dropped_signature"] == 3
+
+
 @pytest.mark.parametrize("genuine_at", [0, 10, 19])
 async def test_a_flood_of_forged_heartbeats_leaves_no_second_without_a_genuine_one(
     heard, genuine_at, monkeypatch
