@@ -39,7 +39,7 @@ def main() -> int:
         return 2
     if args.list:
         for mutant in chosen:
-            print(f"{mutant.name:<44}{mutant.file:<28}{mutant.rule}")
+            print(f"{mutant.name:<47}{mutant.file:<28}{mutant.rule}")
         return 0
     return play(chosen, max(1, args.jobs))
 
@@ -76,12 +76,12 @@ def play(mutants: Sequence[Mutant], jobs: int) -> int:
                 print(f"without any mutant: {test}: {why}", file=sys.stderr)
             if wrong:
                 return 1
-            print(f"{'mutant':<44}{'file':<28}{'outcome':<10}{'seconds':>8}  killed by")
+            print(f"{'mutant':<47}{'file':<28}{'outcome':<10}{'seconds':>8}  killed by")
             killed = 0
             for mutant, verdict in zip(mutants, pool.map(try_out, mutants), strict=True):
                 killed += verdict.killed
                 print(
-                    f"{mutant.name:<44}{mutant.file:<28}{verdict.outcome:<10}"
+                    f"{mutant.name:<47}{mutant.file:<28}{verdict.outcome:<10}"
                     f"{verdict.seconds:>8.1f}  {mutant.test}",
                     flush=True,
                 )

@@ -885,13 +885,21 @@ _METADATA = (
         "        held = _let_go(held, 0, new.id)\n",
         "core/test_metadata.py::test_a_member_moves_between_leases",
     ),
-    _one(
+    Mutant(
         "join-over-a-member",
         "a member that is there is not joined again",
         METADATA,
-        "    if old is not None:\n        raise _Rejection(Reason.EXISTS",
-        "    if old is not None and not old.id:\n        raise _Rejection(Reason.EXISTS",
-        "core/test_metadata.py::test_members_are_refused_with_a_reason",
+        (
+            (
+                "    if old is not None:\n        raise _Rejection(Reason.EXISTS",
+                "    if old is not None and not old.id:\n        raise _Rejection(Reason.EXISTS",
+            ),
+            (
+                "    return _member_written(state, None, new)\n",
+                "    return _member_written(state, old, new)\n",
+            ),
+        ),
+        "tests/core/test_metadata.py::test_members_are_refused_with_a_reason",
     ),
     _one(
         "state-without-a-quota",
@@ -1058,6 +1066,7 @@ _DISK = (
         "        if _is_zero(data, start, sector_end):\n            return True\n",
         "        if _is_zero(data, start, sector_end):\n            return False\n",
         "voters/test_journal.py::test_every_way_to_tear_the_last_write_gives_the_prefix_or_the_whole",
+        dies_of="JournalError",
     ),
     _one(
         "synced-data-cut-as-torn",
