@@ -325,7 +325,10 @@ def _gateway_takes(pieces: tuple[bytes, ...]) -> object:
     for piece in pieces:
         client.data_received(piece)
     for _, submit in gateway.take_all_submits():
-        _require(not gateway._why_refused(client, submit), "only what may be done is queued")
+        denied = access.why_denied(_HOLDER.grant, submit, commands.what_changes)
+        _require(not denied, "only what may be done is queued")
+    client.connection_lost(None)
+    _require(gateway.unfinished_bytes == 0, "what was not whole is forgotten with its connection")
     gateway.others.clear()
     gateway.flush()
     gateway.held.clear()
