@@ -382,8 +382,9 @@ async def test_what_was_recorded_has_no_effect_on_who_restarted_nor_on_anybody_e
                 leader = await driver.find_leader()
                 slot = await put(driver, "elected", "yes")
                 await line_of(late, "listener.ready")
-                with anyio.fail_after(30):
-                    while replay.rounds < 1:
+                whole = replay.rounds + 2  # one of them heard by everybody from its beginning
+                with anyio.fail_after(60):
+                    while replay.rounds < whole:
                         await put(driver, "replayed", str(replay.rounds))
             now = await until_agreed(driver)
             elected_s = election_s([cluster.voter(voter).output for voter in cluster.voter_ids])
@@ -406,9 +407,8 @@ async def test_what_was_recorded_has_no_effect_on_who_restarted_nor_on_anybody_e
             assert cluster.children[name].terminate() == 0
             counted = json.loads((cluster.directory / name / "status.json").read_text())["counters"]
             print(f"{name}: {counted}")
-            at_least = 1 if name == "late" else 50  # it began to hear in the middle of it
-            assert counted["duplicate"] >= at_least
-            assert counted.get("dropped_replay", 0) + counted.get("earlier_boot", 0) >= at_least
+            assert counted["duplicate"] > 50
+            assert counted.get("dropped_replay", 0) + counted.get("earlier_boot", 0) > 5
             assert not counted.get("chain_mismatch")
 
 
