@@ -532,7 +532,17 @@ class Transport:
         message = decode_link(body)
         if isinstance(message, SealTold):
             who = Identity(self._identity.cluster_id, whole.sender, whole.incarnation, whole.boot)
-            ended = self._opener.told(who, message.epoch, message.secret, message.counter, serial)
+            try:
+                ended = self._opener.told(
+                    who, message.epoch, message.secret, message.counter, serial
+                )
+            except FrameError as error:
+                if error.reason == "replay":
+                    # Its disk may have been rolled back, and then it is to be told: the core does
+                    # that to whoever speaks with an earlier boot. Nobody else minds.
+                    self._inbox.append(self._received(whole, Poll(0, 0)))
+                    self._on_input()
+                raise
             self._on_input()
             return ended
         self._inbox.append(self._received(whole, message))

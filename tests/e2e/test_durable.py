@@ -104,7 +104,9 @@ async def test_compare_and_set_increments_are_exact_while_leaders_are_killed(tmp
                     began = time.monotonic()
                     await put(driver, f"after-kill-{kill}", "yes")
                     failovers_s.append(time.monotonic() - began)
-                    cluster.start_voter(leader)
+                    back = cluster.start_voter(leader)
+                    # Only then the next: of five, two may be away, and this is about leaders.
+                    await anyio.to_thread.run_sync(back.wait_for_line, "voter.archive.ready", 30)
                 stop.set()
             counter = await get(driver, "counter")
         print(f"{increments} increments, {conflicts} conflicts, failovers {failovers_s} s")

@@ -96,6 +96,7 @@ async def test_a_report_says_where_the_listener_is(backbone, tmp_path):
         told = await reported(backbone, lambda r: r.name == "kept" and r.stored == last)
         assert told == ListenerReport(
             name="kept",
+            helps=kept._source.helps,
             instance=told.instance,
             applied=last,
             stored=last,
