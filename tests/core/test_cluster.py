@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dashboard.cluster_init import cluster_file
-from trex_core.cluster import ConfigError, parse_cluster
+from trex_core.cluster import TEXT_CHARS_MAX, ConfigError, parse_cluster
 from trex_core.messages import SNAPSHOT_SLOTS
 
 
@@ -75,3 +75,8 @@ def test_each_mistake_is_named(old, new, words):
 def test_the_file_is_named_as_its_reader_calls_it():
     with pytest.raises(ConfigError, match=r"^over/there\.toml: "):
         parse_cluster("nothing = 1", "over/there.toml")
+
+
+def test_a_file_that_is_much_too_long_is_refused_before_it_is_read():
+    with pytest.raises(ConfigError, match="longer than"):
+        parse_cluster("#" * (TEXT_CHARS_MAX + 1))

@@ -41,6 +41,7 @@ from trex_core.credentials import (
     KEYS_FILE,
     PRIVATE_FILE,
     Keys,
+    _File,
     assembled,
     keys_text,
     next_epoch,
@@ -361,3 +362,8 @@ def test_what_was_exposed_is_taken_up_once_it_is_not(module, tmp_path):
     (place / KEYS_FILE).chmod(0o600)
     assert credentials.refresh()
     assert not credentials.refresh()
+
+
+def test_the_file_of_keys_tells_none_when_it_is_shown():
+    shown = repr(_File({"1": "ab" * 32}, signing="cd" * 32))
+    assert shown == "keys of 1 voters"
