@@ -44,7 +44,7 @@ from tests.listeners.test_main import _process, _socket
 from tests.listeners.test_sql import Service
 from tests.listeners.workload import put
 
-NAP_S = 30
+NAP_S = 100
 ATTACK_MS = 1000
 NOBODY = 65_534
 ENDLESS = "SELECT sum(range) FROM range(100_000_000_000_000_000)"

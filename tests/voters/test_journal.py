@@ -802,6 +802,10 @@ class NamingDisk(Disk):
         self._note("sync", self._names[fd])
         super().fsync(fd)
 
+    def overwrite(self, path: Path, data: bytes, offset: int) -> None:
+        self._note("overwrite and sync", path.name)
+        Disk().overwrite(path, data, offset)
+
     def truncate(self, path: Path, size_bytes: int) -> None:
         self._note("cut and sync", path.name)
         super().truncate(path, size_bytes)
@@ -832,9 +836,9 @@ def test_names_are_on_the_disk_before_what_they_name_counts(tmp_path: Path) -> N
         pass
     journal.start(state)
     assert disk.calls["MainThread"] == [
-        f"cut and sync {one}", "sync journal/",
+        f"overwrite and sync {one}", "sync journal/",
         f"create {two}", f"sync {two}", "sync journal/",
-        f"write {two}", f"sync {two}",
+        f"write {two}", f"sync {two}", f"cut and sync {one}",
     ]  # fmt: skip
     wait_for_spare(journal)
     assert disk.calls["journal-keeper"] == [f"create {three}", f"sync {three}", "sync journal/"]
