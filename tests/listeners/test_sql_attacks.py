@@ -45,7 +45,7 @@ from tests.listeners.test_sql import Service
 from tests.listeners.workload import put
 
 NAP_S = 100
-ATTACK_MS = 1000
+ATTACK_MS = 400
 NOBODY = 65_534
 ENDLESS = "SELECT sum(range) FROM range(100_000_000_000_000_000)"
 
@@ -147,7 +147,7 @@ BOMBS = (
     ("SELECT " + "(" * 65 + "1" + ")" * 65, SqlTooLargeError),
     ("SELECT ')))', \"))\", $$))$$ /* )) */ --)))\n, " + "(" * 1000, SqlTooLargeError),
     ("SELECT " + "(1), " * 50 + "(" * 1000, SqlTooLargeError),
-    ("SELECT " + "(" * 64, SqlInvalidError),
+    ("SELECT " + "(" * 64, LARGE),
     ("SELECT " + "[" * 900 + "1" + "]" * 900, LARGE),
     ("SELECT " + "[" * 600 + "1" + "]" * 600, LARGE),
     ("SELECT " + "[" * (NESTING_MAX + 1) + "1" + "]" * (NESTING_MAX + 1), LARGE),
