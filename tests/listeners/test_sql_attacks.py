@@ -248,6 +248,10 @@ async def test_nothing_is_written_and_no_setting_changes(prey):
     await prey.goes_on()
 
 
+@pytest.mark.skipif(
+    not os.environ.get("TREX_WIDE"),
+    reason="43 bombs in a row need a quiet machine: TREX_WIDE=1, as just soak has it",
+)
 async def test_every_bomb_ends_and_the_listener_goes_on(prey):
     for sql, named in BOMBS:
         await prey.attack(sql, named)
