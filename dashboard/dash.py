@@ -151,6 +151,9 @@ def dash(
     why = no_terminal()
     if why:
         _end(USAGE, why)
+    from listeners.sql import use_frugal_allocators
+
+    use_frugal_allocators()
     try:
         with _place(directory) as place:
             act: Act | None = None
@@ -208,7 +211,10 @@ def show(
     act: Act | None = None,
     theme: str = DEFAULT_THEME,
 ) -> None:
-    """Show what ``opened`` feeds until the operator leaves. Raises what opening it raised."""
+    """Show what ``opened`` feeds until the operator leaves. Raises what opening it raised.
+
+    For a process that began with ``use_frugal_allocators``.
+    """
     from dashboard.app import run
 
     # Nothing but the dashboard writes to its screen.

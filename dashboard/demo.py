@@ -160,7 +160,9 @@ def demo_on_screen(
     """Run the demo as a child process and show the dashboard on it, here in this terminal, until
     the operator leaves it; then everything ends. The exit code."""
     from dashboard import dash
+    from listeners.sql import use_frugal_allocators
 
+    use_frugal_allocators()
     why = dash.no_terminal()
     if why:
         return _refused(dash.USAGE, f"--dash: {why}")

@@ -25,8 +25,7 @@ import typer
 from listeners.blocking import has_uvloop
 from listeners.listener import Listener, open_listener
 from listeners.source import SourceError
-from listeners.sql import SqlError, contain_memory
-from listeners.store import StoreError
+from listeners.sql import SqlError, contain_memory, use_frugal_allocators
 from trex_core.cluster import ClusterConfig, ConfigError, parse_cluster
 from trex_core.credentials import FOLDER
 from trex_core.machine import TooOld
@@ -95,6 +94,7 @@ def run(
 ) -> None:
     """Follow the cluster until SIGTERM or Ctrl-C; what is applied by then is stored."""
     _log_to_stderr()
+    use_frugal_allocators()
     try:
         cluster, base = _read_cluster(config)
         anyio.run(
@@ -114,6 +114,8 @@ def run(
 
 def _end(error: BaseException) -> NoReturn:
     """End the process with one clear line and the exit code of ``error``."""
+    from listeners.store import StoreError  # not before it is known which allocator duckdb gets
+
     match error:
         case ConfigError() | SourceError() | SqlError():
             code = REFUSED

@@ -28,12 +28,14 @@ On the socket a message is 4 bytes length (big-endian), then a MessagePack array
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import functools
 import os
 import resource
 import socket
 import stat
 import struct
+import sys
 import threading
 import time
 from collections import Counter
@@ -84,6 +86,9 @@ CLOSE_S: Final = 2.0
 ADDRESS_SPACE_MARGIN_BYTES: Final = 1 << 30
 """What :func:`contain_memory` leaves above what is mapped at its call, unless told otherwise."""
 
+_ALLOCATOR_SETTINGS: Final = "DUCKDB_JE_MALLOC_CONF"
+_ARENAS_MAX_PARAMETER: Final = -8  # M_ARENA_MAX of <malloc.h>
+_ARENAS_MAX: Final = 2
 _FETCH_ROWS: Final = 2048
 _TOO_DEEP: Final = "a value of the result is nested too deeply; select a part of it"
 _REQUEST_MARGIN_BYTES: Final = 64
@@ -501,12 +506,28 @@ class _Running:
                 anyio.from_thread.run_sync(self._queries._ended, self, token=self._token)  # noqa: SLF001
 
 
+def use_frugal_allocators() -> None:
+    """Have both allocators of this process give address space back, as :func:`contain_memory` needs
+    it; to be called before anything imports duckdb.
+
+    DuckDB's own, jemalloc, keeps what it once mapped: after a few queries that wanted much no
+    thread could be started any more, though hardly any memory was in use. The C library's reserves
+    64 MiB for nearly each thread, which counts as mapped.
+    """
+    assert "duckdb" not in sys.modules, "too late: duckdb read its settings when it was imported"
+    settings = (os.environ.get(_ALLOCATOR_SETTINGS), "retain:false")
+    os.environ[_ALLOCATOR_SETTINGS] = ",".join(filter(None, settings))
+    with suppress(AttributeError):  # another C library: it reserves nothing
+        ctypes.CDLL(None).mallopt(_ARENAS_MAX_PARAMETER, _ARENAS_MAX)
+
+
 def contain_memory(margin_bytes: int = ADDRESS_SPACE_MARGIN_BYTES) -> int:
     """Bound this process's address space to what is mapped now and ``margin_bytes`` more, so that
     a query that asks for gigabytes in one value fails alone. Returns the bound, in bytes.
 
-    For a process that is a listener (``trex-listener``); an embedding program decides for itself.
-    Without it such a query may take the machine's memory and cannot be interrupted meanwhile.
+    For a process that is a listener (``trex-listener``), which began with
+    :func:`use_frugal_allocators`; an embedding program decides for itself. Without it such a query
+    may take the machine's memory and cannot be interrupted meanwhile.
     """
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
     bound = pages * os.sysconf("SC_PAGE_SIZE") + margin_bytes

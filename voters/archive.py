@@ -92,7 +92,7 @@ from voters.config import (
     voter_paths,
 )
 from voters.credentials import Credentials, other_end
-from voters.frames import Greeter, keep_alive, listening_socket
+from voters.frames import Greeter, keep_alive, port_in_time
 from voters.journal import (
     SECTOR_BYTES,
     Batch,
@@ -658,8 +658,9 @@ class ArchiveServer:
         self._logged_at = 0.0
 
     async def listen(self, host: str, port: int) -> None:
-        """Begin to accept. Raises :class:`StartError` when the port is taken."""
-        sock = listening_socket(host, port, "archive_port")
+        """Begin to accept. Raises :class:`StartError` when the port stays taken: the archive of a
+        voter that was killed, which had only begun, may bind it once more before it ends."""
+        sock = await port_in_time(host, port, "archive_port")
         self._greeter = Greeter("tcp", sock, self._credentials.server, self._protocol, self.count)
 
     def _protocol(self) -> asyncio.StreamReaderProtocol:
@@ -832,8 +833,8 @@ async def _run(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, over.set)
+    _watch_stdin(told, stop)  # first: the voter may be gone already
     await server.listen(entry.host, entry.archive_port)
-    _watch_stdin(told, stop)
     print("ready", flush=True)  # noqa: T201 - the parent waits for this line
     async with asyncio.TaskGroup() as group:
         taking_up = group.create_task(_take_up(credentials, voter_id))

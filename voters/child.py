@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
 import sys
 from typing import Final
 
@@ -17,36 +16,20 @@ import msgspec
 
 from trex_core.cluster import VoterEntry
 from voters.config import Setup
-from voters.frames import bind_error
+from voters.frames import port_in_time
 from voters.logs import log
 
 RESTART_S_MIN: Final = 0.5
 RESTART_S_MAX: Final = 10.0
-PORT_S_MAX: Final = 3.0
-"""How long a port in use is waited for, in seconds."""
-PORT_AGAIN_S: Final = 0.05
 END_S_MAX: Final = 2.0
 """How long the child has for ending when its standard input ended, in seconds."""
 
 
 async def check_port(entry: VoterEntry) -> None:
     """Raise ``StartError`` if the archive's port cannot be bound: better said by the voter than by
-    a child that starts again and again. The archive of a voter that was killed a moment ago may
-    still be ending, so that a port in use is waited for, up to PORT_S_MAX seconds."""
-    loop = asyncio.get_running_loop()
-    deadline_s = loop.time() + PORT_S_MAX
-    while True:
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            try:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind((entry.host, entry.archive_port))
-                probe.listen(1)
-                return
-            except OSError as error:
-                if loop.time() >= deadline_s:
-                    key = f"voters: archive_port of voter {entry.id}"
-                    raise bind_error(error, entry.host, entry.archive_port, key) from error
-        await asyncio.sleep(PORT_AGAIN_S)
+    a child that starts again and again."""
+    key = f"voters: archive_port of voter {entry.id}"
+    (await port_in_time(entry.host, entry.archive_port, key)).close()
 
 
 class ArchiveChild:

@@ -51,6 +51,9 @@ GREETINGS_PER_S: Final = 200
 1.5 ms, and anybody can ask for one."""
 ACCEPT_AGAIN_S: Final = 0.1
 """When the process has no file descriptor left, accepting is tried again after this time."""
+PORT_S_MAX: Final = 3.0
+"""How long a port in use is waited for, in seconds, where that may help."""
+PORT_AGAIN_S: Final = 0.05
 KEEPALIVE_IDLE_S: Final = 15
 KEEPALIVE_INTERVAL_S: Final = 5
 KEEPALIVE_PROBES: Final = 3
@@ -99,6 +102,20 @@ def listening_socket(host: str, port: int, key: str) -> socket.socket:
         sock.close()
         raise bind_error(error, host, port, key) from error
     return sock
+
+
+async def port_in_time(host: str, port: int, key: str) -> socket.socket:
+    """As :func:`listening_socket`, but a port in use is waited for, up to PORT_S_MAX seconds: who
+    held it may have been killed a moment ago and be ending still."""
+    loop = asyncio.get_running_loop()
+    deadline_s = loop.time() + PORT_S_MAX
+    while True:
+        try:
+            return listening_socket(host, port, key)
+        except StartError:
+            if loop.time() >= deadline_s:
+                raise
+        await asyncio.sleep(PORT_AGAIN_S)
 
 
 class Greeter:

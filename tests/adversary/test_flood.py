@@ -15,7 +15,6 @@ from trex_core.messages import DATAGRAM_BYTES_MAX, StreamRun
 from trex_core.seal import PeerOpener, ReplayWindow
 from trex_core.wire import Identity, decode_stream, encode_body
 
-pytestmark = pytest.mark.xdist_group("e2e")  # a cluster, if in one process
 DATAGRAMS = 20_000
 EXAMPLES = 300
 FORGERIES = 5_000

@@ -8,10 +8,8 @@ import pytest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is here as ``e2e``, so that ``-m 'not e2e'`` leaves it out, and as one group: two
-    clusters at once would only wait for each other on a small machine."""
+    """Mark what is here as ``e2e``, so that ``-m 'not e2e'`` leaves it out."""
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.e2e)
-            item.add_marker(pytest.mark.xdist_group("e2e"))

@@ -82,6 +82,10 @@ VOTED = (Accept, Accepted)
 """What it takes to fix a slot."""
 
 
+def opening(number):
+    return Submit(number, Kind.OPEN, 0, 0, 0, b"")
+
+
 class Asker:
     """A client's connection at its barest."""
 
@@ -126,7 +130,7 @@ class Asker:
             return await self.begin(make)
 
     async def open_session(self):
-        reply = await self.ask(lambda i: Submit(i, Kind.OPEN, 0, 0, 0, b""))
+        reply = await self.ask(opening)
         assert isinstance(reply, Outcome), reply
         return reply.slot
 
@@ -1053,7 +1057,12 @@ async def test_full_disks_refuse_proposals_and_room_lets_them_pass(here, monkeyp
         while True:
             leader = await here.leader()
             async with Asker(here.cluster, leader.config.voter) as client:
-                session = await client.open_session() if client_session is None else 1
+                session = client_session
+                if session is None:
+                    opened = await client.ask(opening)
+                    if isinstance(opened, Refusal) and opened.reason in moved:
+                        continue
+                    session = opened.slot
                 write = await answered_or_proposed(client, leader, put(session, 1))
                 assert write.done() or free["bytes"], "proposed, though nobody has room"
                 reply = await asyncio.wait_for(write, SOON_S)
