@@ -37,7 +37,7 @@ coverage:
 
 # long runs, until Ctrl-C: large products, model search, simulator, decoders, journals, attacks, histories
 soak seeds="10000" search_s="1800" cases="1000000" datagrams="1000000" attack_s="300" minutes="30":
-    TREX_WIDE=1 .venv/bin/python -m pytest -q -s --timeout 3600 tests/core/test_exhaustive.py tests/listeners/test_sql_attacks.py
+    TREX_WIDE=1 .venv/bin/python -m pytest -q -s --timeout 3600 tests/core/test_exhaustive.py
     .venv/bin/python -m tests.search --ballots 3 --slots 2 --cpu-s {{search_s}}
     .venv/bin/python -m tests.simulator --seeds {{seeds}}
     .venv/bin/python -m tests.fuzz --cases {{cases}}

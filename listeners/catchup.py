@@ -16,13 +16,13 @@ from types import MappingProxyType
 from typing import IO, Final, TypeAlias
 
 import anyio
-import anyio.to_thread
 import msgspec
 from anyio.streams.tls import TLSAttribute, TLSStream
 
 from listeners.credentials import Credentials, other_end, tls_trouble
 from listeners.relay import HELPED_ROLES, Revoked
 from listeners.trust import Trust
+from listeners.workers import Workers
 from trex_core.access import Holder, why_not_voter
 from trex_core.cluster import ClusterConfig, ConfigError
 from trex_core.messages import (
@@ -131,9 +131,11 @@ class CatchupClient:
         self._helper = 0
         self._buffer = FrameBuffer(cluster.cluster_id_bytes, Channel.CATCHUP)
         self._download: _Download | None = None
+        self._thread = Workers("trex-catchup")
 
     async def aclose(self) -> None:
         """Close the connection and forget an unfinished download."""
+        self._thread.close()
         await self._hang_up()
         self._drop_download()
 
@@ -191,14 +193,14 @@ class CatchupClient:
                 self._counters["snapshot_resumed"] += 1
                 continue
             failures = 0
-            await anyio.to_thread.run_sync(held.add, data)
+            await self._thread.run(held.add, data)
             self._counters["snapshot_chunks"] += 1
         good = held.digest.digest() == offer.digest
         try:
             if not good:
                 voter = voters[turn % len(voters)]
                 raise CatchupError(voter, f"snapshot {offer.slot} does not match its digest")
-            return await anyio.to_thread.run_sync(held.read)
+            return await self._thread.run(held.read)
         finally:
             self._drop_download()
 

@@ -35,7 +35,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 
 import anyio
 import anyio.abc
-import anyio.to_thread
 import immutables
 import msgspec
 
@@ -56,6 +55,7 @@ from listeners.source import (
     Sockets,
     drop_from_environment,
 )
+from listeners.workers import Workers
 from trex_core.access import REVOKED_KEY, revoked_serials
 from trex_core.cluster import ClusterConfig, ConfigError
 from trex_core.learner import (
@@ -299,6 +299,7 @@ class Listener:
         network: Network,
         options: ListenerOptions,
         observer: Observer | None,
+        workers: Workers,
     ) -> None:
         self.name: Final = name
         self.directory: Final = directory
@@ -306,6 +307,7 @@ class Listener:
         """What happened since the start, by name."""
         self._cluster = cluster
         self._observer = observer
+        self._workers = workers
         self._learner = msgspec.structs.replace(
             options.learner, name=name, voters=cluster.voter_ids, seed=seed
         )
@@ -834,7 +836,7 @@ class Listener:
                 ids = self._cluster.voter_ids
                 at = ids.index(helper) if helper in ids else 0
                 data = await self._archives.snapshot(answer, (*ids[at:], *ids[:at]))
-                return await anyio.to_thread.run_sync(_decode_jump, answer, data, self._state)
+                return await self._workers.run(_decode_jump, answer, data, self._state)
 
     # --- its life ---------------------------------------------------------------------------
 
@@ -854,7 +856,7 @@ class Listener:
             except Exception as error:  # noqa: BLE001 - raised below, where the block ends
                 if isinstance(error, ContradictionError):
                     with anyio.CancelScope(shield=True):
-                        await anyio.to_thread.run_sync(keep_evidence, self.directory, error)
+                        await self._workers.run(keep_evidence, self.directory, error)
                 failure = failure or error
                 self._end(failure)
                 tasks.cancel_scope.cancel()
@@ -941,20 +943,20 @@ async def open_listener(
     if seed is None:
         seed = random.SystemRandom().getrandbits(63)
     store: Store | None = None
-    if directory is not None:
-        from listeners.store import Store
-
-        if (directory / EVIDENCE_FILE).exists():
-            raise ConfigError(
-                f"{directory / EVIDENCE_FILE}: this listener stopped because voters signed "
-                "contradicting tips; find out which disk or voter is wrong, and only then remove "
-                "the file, and the store with it"
-            )
-
-        store = await anyio.to_thread.run_sync(
-            Store.open, directory / STORE_FILE, cluster.cluster_id_bytes, name
-        )
+    workers = Workers("trex-listener")
     try:
+        if directory is not None:
+            from listeners.store import Store
+
+            if (directory / EVIDENCE_FILE).exists():
+                raise ConfigError(
+                    f"{directory / EVIDENCE_FILE}: this listener stopped because voters signed "
+                    "contradicting tips; find out which disk or voter is wrong, and only then "
+                    "remove the file, and the store with it"
+                )
+            store = await workers.run(
+                Store.open, directory / STORE_FILE, cluster.cluster_id_bytes, name
+            )
         listener = Listener(
             cluster,
             name,
@@ -964,13 +966,14 @@ async def open_listener(
             network=network,
             options=options,
             observer=observer,
+            workers=workers,
         )
         async with listener.running():
             yield listener
     finally:
         if store is not None:
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(store.close)
+            await workers.run(store.close)
+        workers.close()
 
 
 def keep_evidence(directory: Path | None, error: ContradictionError) -> None:

@@ -6,7 +6,7 @@ each claim with a test:
 ==========================  ======================================================================
 a write in any disguise     ``BEGIN TRANSACTION READ ONLY``: the engine refuses it (a CTE with
                             DELETE … RETURNING has statement type SELECT, so looking is not enough)
-a text that never parses    its length and its parentheses are bounded before the engine sees it
+a text that never parses    its length and its open brackets are bounded before the engine sees it
 any other statement         exactly one statement, of type SELECT, is let through to the engine
 files, network, extensions  ``enable_external_access=false``, no autoload; set by the store
 settings                    ``lock_configuration=true``; set by the store
@@ -46,10 +46,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import anyio
 import anyio.abc
-import anyio.from_thread
-import anyio.lowlevel
-import anyio.to_thread
 import msgspec
+
+from listeners.workers import Workers, tell
 
 if TYPE_CHECKING:
     import duckdb
@@ -57,9 +56,10 @@ if TYPE_CHECKING:
 SQL_BYTES_MAX: Final = 1 << 16
 """Longest query text, in bytes of UTF-8. DuckDB parses with Python's lock held, so that the loop
 waits meanwhile, and cannot be interrupted at it; on some texts the time grows with their square."""
-PARENTHESES_MAX: Final = 64
-"""Most parentheses open at once in a query: a thousand unclosed take DuckDB's parser seconds, and
-four thousand a minute, growing with the cube."""
+BRACKETS_MAX: Final = 64
+"""Most brackets, ``( [ {``, open at once in a query: a thousand unclosed parentheses take DuckDB's
+parser seconds, and four thousand a minute, growing with the cube; and its binder cannot be
+interrupted at a list of lists, which it takes a gigabyte and seconds for."""
 ROWS_MAX: Final = 200_000
 """Most rows of one result."""
 RESULT_BYTES_MAX: Final = 32 << 20
@@ -72,6 +72,8 @@ DEADLINE_MS_MAX: Final = 600_000
 """Longest deadline a query may ask for, in milliseconds."""
 QUERIES_MAX: Final = 4
 """Most queries running at once; one more waits, within its deadline."""
+ENCODERS: Final = 2
+"""Threads that encode answers: the largest takes a second, in which the loop goes on."""
 CONNECTIONS_MAX: Final = 32
 """Most connections to the socket; one more is told so and closed."""
 IDLE_S: Final = 60.0
@@ -243,8 +245,8 @@ def run_select(
     try:
         if len(sql.encode()) > SQL_BYTES_MAX:
             raise SqlTooLargeError(f"the query is longer than {SQL_BYTES_MAX} bytes")
-        if _parentheses(sql) > PARENTHESES_MAX:
-            raise SqlTooLargeError(f"more than {PARENTHESES_MAX} parentheses are open at once")
+        if _brackets(sql) > BRACKETS_MAX:
+            raise SqlTooLargeError(f"more than {BRACKETS_MAX} brackets are open at once")
         statements = connection.extract_statements(sql)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
             kinds = ", ".join(statement.type.name for statement in statements) or "nothing"
@@ -275,21 +277,22 @@ def run_select(
     return QueryResult(columns, types, tuple(rows), int(here[0]), int(here[1]))
 
 
-def _parentheses(sql: str) -> int:
-    """How many parentheses are open at once at most; told by DuckDB's own tokenizer, so that none
-    in a text or a comment counts."""
-    if sql.count("(") <= PARENTHESES_MAX:
-        return sql.count("(")
+def _brackets(sql: str) -> int:
+    """How many brackets are open at once at most; told by DuckDB's own tokenizer, so that none in
+    a text or a comment counts."""
+    count = sum(map(sql.count, "([{"))
+    if count <= BRACKETS_MAX:
+        return count
     import duckdb
 
     text = sql.encode()
     held = most = 0
     for offset, _ in duckdb.tokenize(sql):
         token = text[offset : offset + 1]
-        if token == b"(":
+        if token in (b"(", b"[", b"{"):
             held += 1
             most = max(most, held)
-        elif token == b")":
+        elif token in (b")", b"]", b"}"):
             held -= 1
     return most
 
@@ -333,7 +336,8 @@ def _translated(error: Exception) -> SqlError:
 
 class Queries:
     """Runs users' queries: each in a thread and on a connection of its own, never in the way of
-    the writer, whose thread and connection are others.
+    the writer, whose thread and connection are others. The threads are there from the start, for
+    the reason that ``workers`` tells.
 
     ``connect`` lends a fresh cursor of the store; ``tip`` the newest slot known to be fixed, from
     which the lag is told. At most ``queries_max`` run at once.
@@ -346,11 +350,13 @@ class Queries:
         tip: Callable[[], int] = lambda: 0,
         queries_max: int = QUERIES_MAX,
     ) -> None:
-        self._connect = connect
+        self.connect: Final = connect
         self._tip = tip
         self._places = anyio.Semaphore(queries_max)
         self._running: set[_Running] = set()
         self._closed = False
+        self.runners: Final = Workers("trex-query", queries_max)
+        self.interrupters: Final = Workers("trex-interrupt", queries_max)
 
     @property
     def running(self) -> int:
@@ -416,6 +422,8 @@ class Queries:
                 query.interrupt()
             for query in tuple(self._running):
                 await query.done.wait()
+        self.runners.close()
+        self.interrupters.close()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -426,24 +434,22 @@ class Queries:
         try:
             self._check_open()
             running = _Running(self, sql, rows_max, bytes_max)
-            running.start()
-        except RuntimeError as error:
-            self._places.release()
-            raise SqlMemoryError(f"no thread for another query ({error})") from error
+            self.runners.submit(running.run)
         except BaseException:
             self._places.release()
             raise
         self._running.add(running)
         return running
 
-    def _ended(self, running: _Running) -> None:
+    def ended(self, running: _Running) -> None:
+        """``running`` is through: its place is free."""
         self._running.discard(running)
         self._places.release()
         running.done.set()
 
 
 class _Running:
-    """One query, in its own daemon thread: a query that cannot be interrupted holds no exit up."""
+    """One query, run in one thread and interrupted from another."""
 
     def __init__(self, queries: Queries, sql: str, rows_max: int, bytes_max: int) -> None:
         self.done = anyio.Event()
@@ -453,14 +459,11 @@ class _Running:
         self._select = functools.partial(
             run_select, sql=sql, rows_max=rows_max, bytes_max=bytes_max
         )
-        self._token = anyio.lowlevel.current_token()
+        self._loop = asyncio.get_running_loop()
         self._connection: duckdb.DuckDBPyConnection | None = None
         self._interrupted = threading.Event()
         self._for_the_store = False
         self._finished = threading.Event()
-
-    def start(self) -> None:
-        threading.Thread(target=self._run, name="trex-query", daemon=True).start()
 
     def interrupt(self, *, for_the_store: bool = False) -> None:
         """End it soon. DuckDB forgets an interrupt that comes between two statements, so it is
@@ -468,7 +471,7 @@ class _Running:
         self._for_the_store = self._for_the_store or for_the_store
         if not self._interrupted.is_set():
             self._interrupted.set()
-            threading.Thread(target=self._insist, name="trex-interrupt", daemon=True).start()
+            self._queries.interrupters.submit(self._insist)
 
     def wait_finished(self, timeout_s: float) -> None:
         """Wait until its thread is through; any thread but the loop's may."""
@@ -482,9 +485,10 @@ class _Running:
                     connection.interrupt()
             self._finished.wait(_INTERRUPT_AGAIN_S)
 
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Run it, in this thread. Raises nothing."""
         try:
-            with self._queries._connect() as connection:  # noqa: SLF001 - one room, two classes
+            with self._queries.connect() as connection:
                 self._connection = connection
                 try:
                     if self._interrupted.is_set():
@@ -502,8 +506,7 @@ class _Running:
             self.error = SqlUnavailableError(f"{type(error).__name__}: {error}")
         finally:
             self._finished.set()
-            with suppress(RuntimeError):  # the loop may be gone
-                anyio.from_thread.run_sync(self._queries._ended, self, token=self._token)  # noqa: SLF001
+            tell(self._loop, functools.partial(self._queries.ended, self))
 
 
 def use_frugal_allocators() -> None:
@@ -558,11 +561,13 @@ async def serve_sql(
     _check_place(path)
     # asyncio's streams: those of anyio 4.16 on a unix socket log an error when a receive is
     # cancelled in the turn in which data arrives, and here every answered query cancels one.
+    encoders = Workers("trex-answer", ENCODERS)
     async with anyio.create_task_group() as tasks:
         connections: set[_Connection] = set()
 
         def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            tasks.start_soon(_Connection(reader, writer, run_query, counts, connections).serve)
+            connection = _Connection(reader, writer, run_query, encoders, counts, connections)
+            tasks.start_soon(connection.serve)
 
         server = await asyncio.start_unix_server(connected, path, limit=SQL_BYTES_MAX)
         mine = _private(path)
@@ -572,6 +577,7 @@ async def serve_sql(
         finally:
             server.close()
             _remove(path, mine)
+            encoders.close()
             tasks.cancel_scope.cancel()
 
 
@@ -583,12 +589,14 @@ class _Connection:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         run_query: RunQuery,
+        encoders: Workers,
         counts: Counter[str],
         connections: set[_Connection],
     ) -> None:
         self._reader = reader
         self._writer = writer
         self._run_query = run_query
+        self._encoders = encoders
         self._counts = counts
         self._connections = connections
         # Awaiting `drain` then means that the kernel has taken all of an answer.
@@ -610,6 +618,8 @@ class _Connection:
                     pass
         except OSError:
             pass  # it hung up
+        except MemoryError:
+            self._counts["sql_failures"] += 1  # a query took all there was; its client asks again
         finally:
             self._connections.discard(self)
             self._writer.close()
@@ -659,7 +669,7 @@ class _Connection:
             try:
                 result = await self._run_query(request)
                 # In a thread: a large result would hold up the loop, which follows the stream.
-                message = await anyio.to_thread.run_sync(_encoded_answer, result)
+                message = await self._encoders.run(_encoded_answer, result)
             except SqlError as error:
                 self._counts["sql_failures"] += 1
                 message = _framed(Failure(type(error).__name__, str(error)))

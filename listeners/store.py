@@ -63,10 +63,10 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import anyio
-import anyio.to_thread
 import duckdb
 import msgspec
 
+from listeners.workers import Workers
 from trex_core.messages import Genesis, Kind, Value, decode_value
 from trex_core.metadata.commands import (
     Change,
@@ -1024,6 +1024,7 @@ class StoreWriter:
 
     def __init__(self, store: Store) -> None:
         self._store: Final = store
+        self._thread: Final = Workers("trex-store")
         self._pending: deque[StoreBatch] = deque()
         self._pending_slots = 0
         self._pending_bytes = 0
@@ -1034,7 +1035,6 @@ class StoreWriter:
         self._wake = anyio.Event()
         self._moved = anyio.Event()
         self._failure: StoreError | None = None
-        self._thread: Final = anyio.CapacityLimiter(1)
         self.transactions = 0
         """Transactions so far."""
 
@@ -1070,7 +1070,7 @@ class StoreWriter:
                 await self._work()
                 batch = self._taken()
                 began = time.monotonic()
-                await anyio.to_thread.run_sync(self._store.write, batch, limiter=self._thread)
+                await self._thread.run(self._store.write, batch)
                 self.transactions += 1
                 self._pending_slots -= len(batch.slots)
                 self._pending_bytes -= _value_bytes(batch)
@@ -1082,6 +1082,7 @@ class StoreWriter:
         finally:
             if self._failure is None:
                 self._failure = StoreError(f"{self._store.path}: the listener has stopped")
+            self._thread.close()
             self._tell()
 
     async def room(self) -> None:
@@ -1113,7 +1114,7 @@ class StoreWriter:
         tip: int = 0,
     ) -> None:
         """:meth:`Store.reset` in the store's thread. What is not stored yet is dropped: the
-        snapshot holds it. Nothing may be added meanwhile."""
+        snapshot holds it. Nothing may be added meanwhile. Raises :class:`StoreError`."""
         for batch in self._pending:
             self._pending_slots -= len(batch.slots)
             self._pending_bytes -= _value_bytes(batch)
@@ -1123,7 +1124,9 @@ class StoreWriter:
         replace = partial(
             self._store.reset, slot, chain, genesis, sessions, metadata, tip=self._tip
         )
-        await anyio.to_thread.run_sync(replace, limiter=self._thread)
+        if self._failure is not None:
+            raise self._failure
+        await self._thread.run(replace)
         self.transactions += 1
         self._tell()
 

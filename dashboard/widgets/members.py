@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from typing import ClassVar, Final
 
-import anyio.to_thread
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -36,6 +35,7 @@ from dashboard.widgets.pane import Pane, Subject
 from dashboard.widgets.ring import RingPicture, legend
 from dashboard.widgets.rows import GUTTER, Cell, Column, RowTable, line_of
 from dashboard.words import count, plural
+from listeners.workers import Workers
 from trex_core.metadata.ring import key_token, member_tokens
 from trex_core.metadata.state import EMPTY, MetadataState
 
@@ -161,6 +161,7 @@ the band selects its owner.
         self._state: MetadataState = EMPTY
         self._placement: Placement = NOWHERE
         self._working = False
+        self._thread: Final = Workers("trex-placement")
         self._next_s = 0.0
         """Monotonic: not before is another placement worked out."""
         self._order = "share"
@@ -181,6 +182,10 @@ the band selects its owner.
                 yield self._detail
 
     # --- what is shown
+
+    def on_unmount(self) -> None:
+        """Its thread is not needed any more."""
+        self._thread.close()
 
     def show(self, view: View, feed: Feed) -> None:
         """Draw the members and the ring of the newest state, as soon as that is worked out."""
@@ -208,9 +213,7 @@ the band selects its owner.
         before = None if self._placement is NOWHERE else self._placement
         began_s = time.monotonic()
         try:
-            self._placement = await anyio.to_thread.run_sync(
-                place, state, before, abandon_on_cancel=True
-            )
+            self._placement = await self._thread.run(place, state, before, abandon_on_cancel=True)
         finally:
             took_s = time.monotonic() - began_s
             self._next_s = began_s + took_s + min(PAUSE_S_MAX, PAUSE_SHARE * took_s)

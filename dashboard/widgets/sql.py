@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 from time import monotonic
 from typing import ClassVar, Final
 
-import anyio.to_thread
 import msgspec
 from rich.cells import cell_len
 from textual import on
@@ -57,6 +56,7 @@ from listeners.sql import (
     SqlTooLargeError,
     SqlUnavailableError,
 )
+from listeners.workers import Workers
 
 DEADLINE_S: Final = 10.0
 """A query not done by then is interrupted, in seconds."""
@@ -251,6 +251,7 @@ Times are UTC in the tables, local beside the slider; they are the proposers' cl
     def __init__(self, past: History | None = None) -> None:
         super().__init__()
         self._past = History(history_path()) if past is None else past
+        self._thread = Workers("trex-history")
         self._listener: Listener | None = None
         self._oldest = 1
         self._resets = 0
@@ -287,8 +288,12 @@ Times are UTC in the tables, local beside the slider; they are the proposers' cl
         self.run_worker(self._remember_past(), group="history")
         self._tell()
 
+    def on_unmount(self) -> None:
+        """Its thread is not needed any more."""
+        self._thread.close()
+
     async def _remember_past(self) -> None:
-        await anyio.to_thread.run_sync(self._past.load)
+        await self._thread.run(self._past.load)
         self._tell()
 
     # --- the contract of a pane
@@ -352,7 +357,7 @@ Times are UTC in the tables, local beside the slider; they are the proposers' cl
         self._run(sql)
 
     async def _keep(self, sql: str) -> None:
-        await anyio.to_thread.run_sync(self._past.save, sql)
+        await self._thread.run(self._past.save, sql)
         if self._past.trouble:
             self._tell()
 
