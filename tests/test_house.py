@@ -50,6 +50,13 @@ def imported(path: Path) -> set[str]:
     return names
 
 
+def test_the_two_commands_set_all_up_alike():
+    """CI runs the second block of the README, whole, in a bare clone. The first differs in two
+    words: what it installs (less) and what it then runs."""
+    demo, tests = shell_blocks()[:2]
+    assert tests.replace("-e '.[dev]'", "-e .").replace("just test", "trex demo") == demo
+
+
 def test_import_contracts_hold():
     linter = PYTHON.parent / "lint-imports"
     result = subprocess.run(

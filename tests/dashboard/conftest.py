@@ -40,7 +40,7 @@ def pilots_wait_until_settled(monkeypatch):
     async def wait(pilot, timeout=30.0):
         done = await wait_for_messages(pilot, timeout)
         for _ in range(PASSES_MAX):
-            if not pilot.app.screen_stack or _settled(pilot.app):
+            if pilot.app._exit or not pilot.app.screen_stack or _settled(pilot.app):
                 break
             await asyncio.sleep(PASS_S)
             done = await wait_for_messages(pilot, timeout)

@@ -44,8 +44,9 @@ def start_demo(place, tmp_path):
 
 
 def test_two_demos_at_once_both_tell_the_truth_and_one_can_be_attached_to(start_demo, place):
-    plain, plain_mark = start_demo("plain")
-    kept, kept_mark = start_demo("kept", "--keep", "--dir", place / "kept", "--members", "2")
+    plain, plain_mark = start_demo("plain", "--voters", "3")
+    few = ("--voters", "3", "--members", "2")
+    kept, kept_mark = start_demo("kept", "--keep", "--dir", place / "kept", *few)
 
     attach = kept.wait_for_line(r"export (TREX_CONFIG)=(\S+)", 2 * DEMO_S_MAX)
     kept.wait_for_line("Ctrl-C ends it all", 10)

@@ -13,13 +13,11 @@ from benchmarks.faults import FAULTS, measure, stage_in
 
 SLICE = (
     "leader killed",
-    "follower killed",
     "three followers killed: no quorum",
     "listener stopped (SIGSTOP)",
     "the dashboard's machine cut off from the stream",
 )
 EXITS = {
-    "follower killed": 1,
     "three followers killed: no quorum": 4,
     "the dashboard's machine cut off from the stream": 1,
 }

@@ -1,6 +1,6 @@
 """Every block of the README and of the API document does what it says.
 
-The two set-up commands: see tests/test_setup.py.
+The two set-up commands: see tests/test_house.py, and `.ci/run`, which runs them.
 """
 
 from __future__ import annotations
