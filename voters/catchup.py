@@ -47,12 +47,19 @@ RECEIVE_BYTES: Final = 1 << 18
 
 
 class _Archive:
-    """A connection to the archive of one voter."""
+    """A connection to the archive of one voter, which showed the certificate ``serial``."""
 
     def __init__(
-        self, voter: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, me: Identity
+        self,
+        voter: int,
+        serial: str,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        me: Identity,
     ) -> None:
         self.voter = voter
+        self.serial = serial
+        self._left = False
         self._reader = reader
         self._writer = writer
         self._me = me
@@ -65,12 +72,13 @@ class _Archive:
             await self._writer.drain()
             while True:
                 data = await self._reader.read(RECEIVE_BYTES)
-                if not data:
+                if not data or self._left:  # what had come before we left is not taken either
                     raise ConnectionResetError("the archive closed the connection")
                 for answer in self._buffer.feed(data):
                     return decode_catchup(answer.body)
 
     def close(self) -> None:
+        self._left = True
         self._writer.transport.abort()  # nothing is left to say
         self._writer.close()
 
@@ -98,11 +106,20 @@ class CatchUpClient:
         self._archive: _Archive | None = None
         self._download: Download | None = None
         self._warned: dict[int, tuple[str, float]] = {}
+        self.revoked: frozenset[str] = frozenset()
+        """Serials of certificates that are no longer good."""
 
     def ask(self, voter: int, first: int) -> None:
         """Ask ``voter`` for entries from ``first``, once the question under way is answered."""
         self._wanted = (voter, first)
         self._asked.set()
+
+    def revoke(self, serials: frozenset[str]) -> None:
+        """Nothing is learned from who shows one of these certificates: what an archive says is
+        believed for its certificate alone."""
+        self.revoked = serials
+        if self._archive is not None and self._archive.serial in serials:
+            self._hang_up()
 
     async def run(self) -> None:
         """Converse until cancelled."""
@@ -169,13 +186,16 @@ class CatchUpClient:
             )
         try:
             session = writer.get_extra_info("ssl_object")
-            why = why_not_voter(other_end(session, self._identity.cluster_id).grant, voter)
+            holder = other_end(session, self._identity.cluster_id)
+            why = why_not_voter(holder.grant, voter)
+            if holder.serial in self.revoked:
+                why = f"the certificate of {holder.grant.name!r} was revoked"
             if why:
                 raise ConfigError(why)
         except ConfigError:
             writer.transport.abort()
             raise
-        self._archive = _Archive(voter, reader, writer, self._identity)
+        self._archive = _Archive(voter, holder.serial, reader, writer, self._identity)
         return self._archive
 
     async def _fetch(self, archive: _Archive, offer: SnapshotOffer) -> Snapshot:

@@ -1170,7 +1170,7 @@ class Voter:
         except ConfigError as error:
             log(logging.ERROR, "voter.revocation.unreadable", voter=self._me, why=str(error))
             return  # what was revoked stays so
-        for each in (self._gateway, self._transport, self._archive):
+        for each in (self._gateway, self._transport, self._archive, self._catchup):
             each.revoke(serials)
         log(logging.INFO, "voter.revocation.read", voter=self._me, certificates=len(serials))
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from tests.credentials import folder, issue, papers
 from tests.voters.test_journal import BALLOT, CLUSTER, SEGMENT_BYTES, VOTER, Writer, value
@@ -37,8 +38,10 @@ from trex_core.sessions import NO_SESSIONS
 from trex_core.snapshot import encode_snapshot
 from trex_core.state import (
     AcceptRecord,
+    CatchUpFailed,
     FixedRecord,
     InstallRecord,
+    Learn,
     LearnedRecord,
     PromiseRecord,
     State,
@@ -58,6 +61,7 @@ from trex_core.wire import (
 )
 from voters import archive as archive_module
 from voters.archive import Archive, ArchiveServer
+from voters.catchup import CatchUpClient
 from voters.config import StartError, VoterPaths
 from voters.credentials import other_end
 from voters.journal import Journal, format_journal, segment_name
@@ -700,6 +704,56 @@ def test_a_slow_reader_is_dropped_and_holds_one_answer(
             assert stage.server.counters["too_slow"] == 1
             assert answers < 30, "it must stop answering who does not read"
             await (await stage.follower()).entries(1)
+
+    play(story())
+
+
+def test_a_voter_learns_nothing_from_who_was_revoked(tmp_path: Path) -> None:
+    """Whoever is behind asks all voters in turn, and believes an archive for its certificate."""
+
+    async def story() -> None:
+        async with scene(tmp_path) as stage:
+            stage.voter.fix(5)
+            entries = (
+                replace(each, archive_port=stage.port) if each.id == VOTER else each
+                for each in CONFIG.voters
+            )
+            me = next(each for each in CONFIG.voter_ids if each != VOTER)
+            heard: asyncio.Queue[object] = asyncio.Queue()
+            client = CatchUpClient(
+                replace(CONFIG, voters=tuple(entries)),
+                Identity(CLUSTER, me, 5, 1),
+                papers(CONFIG, voter_name(me)),
+                Snapshots(tmp_path / "mine"),
+                heard.put_nowait,
+                heard.put_nowait,
+            )
+            running = asyncio.create_task(client.run())
+            client.ask(VOTER, 1)
+            learned = await heard.get()
+            assert isinstance(learned, Learn) and len(learned.values) == 5
+            # in the middle of an answer, ...
+            answer, asked, go = stage.server.archive.answer, asyncio.Event(), asyncio.Event()
+
+            async def slow(*arguments: Any) -> Any:
+                asked.set()
+                await go.wait()
+                return await answer(*arguments)
+
+            stage.server.archive.answer = slow  # type: ignore[method-assign]
+            client.ask(VOTER, 1)
+            await asked.wait()
+            client.revoke(frozenset({HELD.holder.serial}))
+            go.set()
+            assert await heard.get() == CatchUpFailed(VOTER)
+            # ... and when asked again
+            client.ask(VOTER, 1)
+            assert await heard.get() == CatchUpFailed(VOTER)
+            client.revoke(frozenset())
+            client.ask(VOTER, 1)
+            assert isinstance(await heard.get(), Learn)
+            running.cancel()
+            await asyncio.wait([running])
 
     play(story())
 

@@ -206,6 +206,8 @@ async def test_a_revoked_voter_votes_no_more_until_its_certificate_is_renewed(he
     async with connect(here.cluster, folder(here.cluster), deadline_s=SOON_S) as client:
         await client.put(REVOKED_KEY, revoked_text(frozenset({serial})))
         await here.until(lambda: all(v._gateway.revoked for v in here.running.values()))
+        heeded = [v._catchup.revoked for n, v in here.running.items() if n != revoked]
+        assert heeded == [{serial}] * 2, "nor is its archive believed"
         await client.put("a", "1")  # two are a majority
         await here.stop(other)
         with pytest.raises((NoQuorum, OutcomeUnknown)):
