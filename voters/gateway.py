@@ -19,8 +19,10 @@ from trex_core.messages import (
     VALUE_BYTES_MAX,
     ClientReply,
     ClientRequest,
+    Query,
     Refusal,
     RefusalReason,
+    Renew,
     Submit,
 )
 from trex_core.wire import (
@@ -42,12 +44,25 @@ REQUEST_BODY_BYTES_MAX: Final = 2 * VALUE_BYTES_MAX
 INBOX_REQUESTS_MAX: Final = 8192
 """With more requests waiting, no more is read from the connections that bring them."""
 INBOX_BYTES_MAX: Final = 16 << 20
-"""The same in bytes of commands."""
+"""The same in bytes of what they carry."""
 INBOX_REQUESTS_BUSY: Final = 8 * INBOX_REQUESTS_MAX
 """Above this many waiting requests further ones are refused as busy. (Reading stops far below;
 what arrives in between was already in the buffers of many connections.)"""
 WRITE_BYTES_MAX: Final = 8 << 20
 """A connection with more bytes of replies unread is dropped."""
+
+
+def bytes_of(request: ClientRequest) -> int:
+    """How many bytes, about, wait with a request; beside those that any request takes."""
+    match request:
+        case Submit(command=command):
+            return len(command)
+        case Query(query=query):
+            return len(query)
+        case Renew(leases=leases):
+            return 8 * len(leases)
+        case _:
+            return 0
 
 
 class Client(FrameConnection):
@@ -138,7 +153,7 @@ class Gateway(FrameServer):
         self.submits: deque[tuple[Client, Submit]] = deque()
         """Commands to be proposed, in the order they came."""
         self.others: deque[tuple[Client, ClientRequest]] = deque()
-        """All other requests, in the order they came; the server takes them from here."""
+        """All other requests, in the order they came."""
         self.dirty: list[Client] = []
         self.held: list[Client] = []
         self._entry = entry
@@ -206,6 +221,7 @@ class Gateway(FrameServer):
         else:
             client.known = True
             self.others.append((client, request))
+            self._bytes += bytes_of(request)
         if waiting >= INBOX_REQUESTS_MAX or self._bytes >= INBOX_BYTES_MAX:
             client.hold()
         self._on_input()
@@ -227,8 +243,14 @@ class Gateway(FrameServer):
         """All waiting commands, to be refused."""
         taken = list(self.submits)
         self.submits.clear()
-        self._bytes = 0
+        self._bytes -= sum(len(submit.command) for _, submit in taken)
         return taken
+
+    def take_other(self) -> tuple[Client, ClientRequest]:
+        """The oldest waiting request that is no command. Requires that there is one."""
+        client, request = self.others.popleft()
+        self._bytes -= bytes_of(request)
+        return client, request
 
     def flush(self) -> None:
         """Write all queued replies, and let held clients speak again once there is room."""

@@ -95,7 +95,7 @@ from voters.catchup import CatchUpClient
 from voters.child import ArchiveChild, check_port
 from voters.config import Setup, StartError, VoterFailedError, VoterPaths
 from voters.credentials import Credentials
-from voters.gateway import Client, Gateway
+from voters.gateway import Client, Gateway, bytes_of
 from voters.journal import Journal, JournalError, JournalFailedError, format_journal
 from voters.leases import LeaseClock
 from voters.logs import LOG, log
@@ -114,6 +114,8 @@ REPORTS_HEARD_PER_S: Final = 4 * REPORTS_PER_S_MAX
 """Most reports of listeners looked at in one second; what a flood brings beyond is dropped."""
 READS_MAX: Final = 8192
 """Most reads and renewals waiting for a heartbeat round; further ones are refused as busy."""
+READS_BYTES_MAX: Final = 16 << 20
+"""The same in bytes of what they ask."""
 ROUNDS_IN_FLIGHT_MAX: Final = 2
 """Most heartbeat rounds begun for reads and not yet acknowledged; later reads share the next."""
 ANSWERS_S_PER_TURN: Final = 0.005
@@ -301,6 +303,7 @@ class Voter:
         self._leading: Ballot = NO_BALLOT
         self._barrier = 0
         self._reads: deque[_Read] = deque()
+        self._reads_bytes = 0
         self._leases: LeaseClock | None = None
         self._lease_round = 0
         self._reconcile_ms = 0
@@ -676,6 +679,7 @@ class Voter:
             for read in self._reads:
                 self._refuse(read.client, read.request.id, RefusalReason.NOT_LEADER)
             self._reads.clear()
+            self._reads_bytes = 0
             self._leases = None
             self._lease_round = 0
             self._proposed.clear()
@@ -789,10 +793,10 @@ class Voter:
     # --- reads and leases -------------------------------------------------------------------
 
     def _take_requests(self) -> None:
-        others = self._gateway.others
+        gateway = self._gateway
         until_s = time.monotonic() + ANSWERS_S_PER_TURN
-        while others:
-            client, request = others.popleft()
+        while gateway.others:
+            client, request = gateway.take_other()
             if not client.open:
                 continue
             match request:
@@ -817,7 +821,8 @@ class Voter:
         if not isinstance(role, Leader):
             self._refuse(client, request.id, RefusalReason.NOT_LEADER)
             return
-        if len(self._reads) >= READS_MAX:
+        size = bytes_of(request)
+        if len(self._reads) >= READS_MAX or self._reads_bytes + size > READS_BYTES_MAX:
             self._refuse(client, request.id, RefusalReason.BUSY, "too many reads wait here")
             return
         if isinstance(request, Renew):
@@ -828,6 +833,7 @@ class Voter:
                 return
             self._renew(request)
         self._reads.append(_Read(client, request, role.beat, max(self.state.fixed, self._barrier)))
+        self._reads_bytes += size
 
     def _renew(self, request: Renew) -> tuple[int, ...]:
         """Give leases their full time; those that are alive. At a renewal's arrival, and again when
@@ -859,6 +865,7 @@ class Voter:
             if role.beat_acked <= read.after_beat or self.replica.applied < read.applied:
                 return
             self._reads.popleft()
+            self._reads_bytes -= bytes_of(read.request)
             if not read.client.open:
                 continue
             match read.request:

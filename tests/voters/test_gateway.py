@@ -304,6 +304,23 @@ async def test_bytes_slow_clients_down_too(desk, monkeypatch):
     await desk.until(lambda: held.submits)
 
 
+@pytest.mark.parametrize(
+    "large", [Query(1, bytes(60_000), True), Renew(1, tuple(range(1000)))], ids=["query", "renewal"]
+)
+async def test_bytes_of_what_is_no_command_slow_clients_down_too(desk, monkeypatch, large):
+    monkeypatch.setattr(gateway, "INBOX_BYTES_MAX", 100_000)
+    client = await desk.connect()
+    client.send(*[large] * 20)
+    held = desk.gateway
+    await desk.until(lambda: held.held)
+    assert held._bytes >= 100_000
+    while held.others:
+        assert held.take_other()[1] == large
+    assert held._bytes == 0
+    held.flush()
+    assert not held.held
+
+
 async def test_far_above_the_limit_requests_are_refused_as_busy(desk, monkeypatch):
     monkeypatch.setattr(gateway, "INBOX_REQUESTS_BUSY", 5)
     client = await desk.connect()

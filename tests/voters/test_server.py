@@ -701,6 +701,20 @@ async def test_a_flood_of_large_reads_stalls_no_turn_and_is_not_held_at_once(her
     assert max(held) < 16 << 20, "replies of one turn, in bytes"
 
 
+async def test_reads_that_wait_for_a_round_are_bounded_in_bytes(here, monkeypatch):
+    monkeypatch.setattr(server, "READS_BYTES_MAX", 1000)
+    await here.start()
+    leader = await here.leader()
+    async with Asker(here.cluster, leader.config.voter) as client:
+        asked = [client.begin(lambda i: Query(i, bytes(300), True)) for _ in range(20)]
+        replies = await asyncio.wait_for(asyncio.gather(*asked), SOON_S)
+        refused = [each.reason for each in replies if isinstance(each, Refusal)]
+        assert refused == [RefusalReason.BUSY] * 17, "all came at once"
+        assert leader._reads_bytes == 0
+        reply = await asyncio.wait_for(client.begin(lambda i: Query(i, bytes(1000), True)), SOON_S)
+        assert not isinstance(reply, Refusal)
+
+
 async def test_a_turn_that_took_its_time_leaves_the_rest_to_the_next(here, monkeypatch):
     monkeypatch.setattr(server, "ANSWERS_S_PER_TURN", 0.0)
     await here.start()
