@@ -87,12 +87,12 @@ from trex_core.messages import (
     decode_value,
 )
 from trex_core.metadata.commands import Change, ConfigEntry, Lease, Member
-from trex_core.metadata.ring import SETTING_PREFIX, Ring
+from trex_core.metadata.ring import Ring
 from trex_core.metadata.state import (
     EMPTY,
+    KeptRing,
     MetadataState,
     apply,
-    ring_of,
     state_chunks,
     state_from,
 )
@@ -108,8 +108,6 @@ if TYPE_CHECKING:
 
 TURN_SLOTS_MAX: Final = 256
 """After this many slots in one turn the owner lets the rest of the loop have its turn."""
-RING_CHANGES_MAX: Final = 4096
-"""Above this many changes since the ring was asked for last it is built anew."""
 STOP_DEADLINE_S: Final = 5.0
 """How long a stop waits for what is applied to be stored; the rest is fetched again."""
 EVIDENCE_FILE: Final = "contradiction.json"
@@ -330,8 +328,7 @@ class Listener:
             bytes_max=options.changes_bytes_max,
         )
         self._applied_waiters = _SlotWaiters()
-        self._ring: Ring | None = None
-        self._ring_changes: list[Change] = []
+        self._ring = KeptRing()
         self._slot_changes = _NO_CHANGES
         self._first_tip: int | None = None
         self._ready = anyio.Event()
@@ -363,12 +360,7 @@ class Listener:
     def ring(self) -> Ring:
         """The ring after slot :attr:`applied`: derived when asked for, then kept up with changes
         (about 10 µs each), equal at every listener that is at the same slot."""
-        if self._ring is None:
-            self._ring = ring_of(self._state)
-        elif self._ring_changes:
-            self._ring = self._ring.with_changes(self._ring_changes)
-        self._ring_changes = []
-        return self._ring
+        return self._ring.of(self._state)
 
     @property
     def applied(self) -> int:
@@ -677,7 +669,7 @@ class Listener:
             changes = self._slot_changes
             if changes:
                 self._window.add(SlotChanges(slot, changes), len(data))
-                self._note_for_ring(changes)
+                self._ring.note(changes)
             if keeper is not None:
                 keeper.rows.append(keeper.row(slot, data, chain, changes))
             self._window.applied = slot
@@ -687,18 +679,6 @@ class Listener:
     def _apply_command(self, slot: int, command: bytes) -> tuple[int, bytes]:
         self._state, result, self._slot_changes = apply(self._state, slot, command)
         return OutcomeStatus.APPLIED, result
-
-    def _note_for_ring(self, changes: tuple[Change, ...]) -> None:
-        if self._ring is None:
-            return
-        for change in changes:
-            if change.kind == "member" or (
-                change.kind == "config" and change.key.startswith(SETTING_PREFIX)
-            ):
-                self._ring_changes.append(change)
-        if len(self._ring_changes) > RING_CHANGES_MAX:
-            self._ring = None
-            self._ring_changes = []
 
     def _tell(self) -> None:
         """Hand on what this turn applied: to the store, to who waits, to subscribers."""
@@ -725,7 +705,7 @@ class Listener:
             self._state, self._sessions = jump.state, jump.sessions
             self._genesis, self._chain = jump.genesis, jump.chain
             self._source.begin(jump.slot, jump.chain)
-            self._ring, self._ring_changes = None, []
+            self._ring.forget()
             self._window.add(Reset(before, jump.slot, changes), 0)
             self._window.applied = jump.slot
             self.counters["resets"] += 1

@@ -55,7 +55,7 @@ from trex_core.metadata.commands import (
     row_bytes,
     why_inadmissible,
 )
-from trex_core.metadata.ring import Ring, key_token
+from trex_core.metadata.ring import TOKENS_PER_WEIGHT_KEY, Ring, key_token
 from trex_core.metadata.state import (
     EMPTY,
     MetadataMachine,
@@ -644,6 +644,36 @@ def test_the_machine_keeps_its_ring_up_to_date_and_drops_it_at_a_restore():
     assert decode_reply(machine.query(ask)).replicas == ()
     with pytest.raises(StateError):
         machine.restore(b"nonsense")
+
+
+def test_no_change_and_no_way_to_ask_derives_a_ring_that_need_not_be(monkeypatch):
+    """A voter's loop applies and answers: of a large ring each derivation would stall it."""
+    derived = []
+    real_of, real_changes = state.ring_of, Ring.with_changes
+    monkeypatch.setattr(state, "ring_of", lambda of: derived.append("whole") or real_of(of))
+    monkeypatch.setattr(
+        Ring,
+        "with_changes",
+        lambda self, changes: derived.append("changes") or real_changes(self, changes),
+    )
+    machine = MetadataMachine()
+    machine.apply(1, encode_command(MemberJoin("m")))
+    ask = encode_question(RingOwner("key"))
+    machine.query(ask)
+    assert derived == ["whole"]
+    for slot in range(2, 12):
+        machine.apply(slot, encode_command(ConfigPut(TOKENS_PER_WEIGHT_KEY, str(slot))))
+        machine.apply(slot, encode_command(MemberUpdate("m", weight=slot)))
+    machine.query(encode_question(ConfigGet("k")))
+    assert derived == ["whole"], "nobody asked for it since"
+    otherwise = b"\xdc\x00" + bytes([ask[0] & 0x0F]) + ask[1:]  # the same, encoded at more length
+    for each in (ask, otherwise, ask):
+        assert decode_reply(machine.query(each)).replicas == ("m",)
+    assert derived == ["whole", "changes"]
+    for slot in range(12, 14 + state.RING_CHANGES_MAX):
+        machine.apply(slot, encode_command(MemberUpdate("m", weight=slot % 3 + 1)))
+    assert list(machine.ring.ranges()) == list(real_of(machine.state).ranges())
+    assert derived == ["whole", "changes", "whole"]
 
 
 # --- the recorded cluster

@@ -70,6 +70,8 @@ from trex_core.metadata.ring import (
 
 STATE_VERSION: Final = 1
 """Version of the machine's bytes in a snapshot."""
+RING_CHANGES_MAX: Final = 4096
+"""Above this many changes since the ring was asked for last it is built anew."""
 CHUNK_BYTES: Final = 64 << 10
 """A piece of the state's bytes is closed when its rows reach this many bytes, encoded."""
 CHUNK_ROWS: Final = 256
@@ -443,9 +445,45 @@ def ring_of(state: MetadataState) -> Ring:
     )
 
 
-def answer(state: MetadataState, question: bytes, ring: Ring | None = None) -> bytes:
+class KeptRing:
+    """The ring of a state that goes on changing: derived when asked for, then kept up with what
+    changed since (about 10 µs each), and built whole again where that is cheaper. What changes
+    while nobody asks costs next to nothing: a ring of many tokens takes long to derive anew."""
+
+    def __init__(self) -> None:
+        self._ring: Ring | None = None
+        self._changes: list[Change] = []
+
+    def note(self, changes: Iterable[Change]) -> None:
+        """The state changed so."""
+        if self._ring is None:
+            return
+        for change in changes:
+            if change.kind == "member" or (
+                change.kind == "config" and change.key.startswith(SETTING_PREFIX)
+            ):
+                self._changes.append(change)
+        if len(self._changes) > RING_CHANGES_MAX:
+            self.forget()
+
+    def forget(self) -> None:
+        """The state is another one."""
+        self._ring = None
+        self._changes = []
+
+    def of(self, state: MetadataState) -> Ring:
+        """The ring of ``state``. Requires that all changes up to it were noted."""
+        if self._ring is None:
+            self._ring = ring_of(state)
+        elif self._changes:
+            self._ring = self._ring.with_changes(self._changes)
+        self._changes = []
+        return self._ring
+
+
+def answer(state: MetadataState, question: bytes, ring: KeptRing | None = None) -> bytes:
     """Answer a question with an encoded reply; total (:class:`Unreadable` for other bytes).
-    ``ring``: the ring of this very state, if the caller has it at hand."""
+    ``ring``: that of this very state, if the caller keeps it."""
     try:
         decoded = decode_question(question)
     except CommandError as error:
@@ -453,7 +491,7 @@ def answer(state: MetadataState, question: bytes, ring: Ring | None = None) -> b
     return encode_reply(_reply(state, decoded, ring))
 
 
-def _reply(state: MetadataState, question: Question, ring: Ring | None) -> Reply:
+def _reply(state: MetadataState, question: Question, ring: KeptRing | None) -> Reply:
     match question:
         case ConfigGet(key=key):
             return state.config.get(key)
@@ -474,7 +512,7 @@ def _reply(state: MetadataState, question: Question, ring: Ring | None) -> Reply
             leases, more = _page((state.leases[name] for name in names), limit)
             return LeasePage(leases, more)
         case RingOwner(key=key):  # pragma: no branch - there is no other question
-            replicas = (ring if ring is not None else ring_of(state)).replicas(key)
+            replicas = (ring or KeptRing()).of(state).replicas(key)
             return Placement(key, key_token(key), replicas)
 
 
@@ -632,26 +670,22 @@ class MetadataMachine:
     def __init__(self, state: MetadataState = EMPTY) -> None:
         self.state = state
         self.changes: tuple[Change, ...] = ()
-        self._ring: Ring | None = None
+        self._ring = KeptRing()
 
     def apply(self, slot: int, command: bytes) -> bytes:
         """Apply; raises only ``TooOld``."""
         self.state, result, self.changes = apply(self.state, slot, command)
-        if self._ring is not None and self.changes:
-            self._ring = self._ring.with_changes(self.changes)
+        self._ring.note(self.changes)
         return result
 
     @property
     def ring(self) -> Ring:
-        """The ring at the newest state: built when first asked for, then kept up to date."""
-        if self._ring is None:
-            self._ring = ring_of(self.state)
-        return self._ring
+        """The ring at the newest state."""
+        return self._ring.of(self.state)
 
     def query(self, query: bytes) -> bytes:
         """Answer an encoded question; total."""
-        ring = self.ring if query[1:2] == _RING_OWNER_TAG else self._ring
-        return answer(self.state, query, ring)
+        return answer(self.state, query, self._ring)
 
     def snapshot(self) -> Iterator[bytes]:
         """The state now, in pieces to be taken at leisure."""
@@ -661,7 +695,4 @@ class MetadataMachine:
         """Replace the state. Raises :class:`StateError`, with the state as it was."""
         self.state = state_from(data)
         self.changes = ()
-        self._ring = None
-
-
-_RING_OWNER_TAG: Final = _encoder.encode(RingOwner(""))[1:2]
+        self._ring.forget()
