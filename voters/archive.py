@@ -109,7 +109,7 @@ from voters.snapshots import snapshot_name, snapshot_slots
 
 CONNECTIONS_MAX: Final = 128
 """Most followers at a time; one more takes the place of the oldest that never asked anything, or
-is told to ask another."""
+of one of whoever has the most, or is told to ask another."""
 CURSORS_MAX: Final = 16
 """Most connections whose place in the journal is kept open; the others seek theirs again."""
 STRANGER_S: Final = 10.0
@@ -122,6 +122,9 @@ CLOSE_S: Final = 1.0
 """Seconds that connections are given to end when the archive does."""
 REQUEST_BYTES_MAX: Final = 4096
 """Largest body of a request, in bytes."""
+OFFER_S: Final = 3.0
+"""Seconds that a follower waits for the first reading of a whole snapshot; then it is told to ask
+again, or another. Less than followers wait for an answer."""
 SNAPSHOT_CHUNK_BYTES: Final = 1 << 18
 """Bytes of one SnapshotChunk."""
 FAR_BEHIND_SLOTS: Final = 64 * SNAPSHOT_SLOTS
@@ -480,7 +483,7 @@ class Archive:
         self._tip_cursor: Cursor | None = None
         self._far_behind_slots = far_behind_slots
         self._tip_lock = asyncio.Lock()
-        self._offers: dict[int, SnapshotOffer | None] = {}
+        self._offers: dict[int, asyncio.Task[SnapshotOffer | None]] = {}
 
     @property
     def identity(self) -> Identity:
@@ -527,6 +530,8 @@ class Archive:
             except DamagedError as error:
                 log(logging.ERROR, "archive.journal.damaged", why=str(error))
                 return AskOther(0, f"this voter's journal cannot be read: {error}"), None
+            except TimeoutError:
+                return AskOther(0, "a snapshot is being read here for the first time"), None
             except FileNotFoundError:
                 cursor = None  # the voter deleted a segment while it was read: look again
         return AskOther(0, "deleted here while it was read: ask again"), None
@@ -562,21 +567,27 @@ class Archive:
         return AskOther(0, f"neither log nor snapshot here reaches slot {first}"), None
 
     async def _offer(self, first: int) -> SnapshotOffer | None:
-        """The newest intact snapshot at or above slot ``first``."""
+        """The newest intact snapshot at or above slot ``first``. Raises ``TimeoutError``."""
         slots = [slot for slot, _ in self.files.snapshots]
         for slot in set(self._offers) - set(slots):
             del self._offers[slot]
         for slot in reversed(slots):
             if slot < first:
                 return None
-            if slot not in self._offers:
-                path = self.files.paths.snapshots / snapshot_name(slot)
-                found = await asyncio.to_thread(_examine, path, slot)
-                self._offers[slot] = self._signer.offer(found) if found is not None else None
-            offer = self._offers[slot]
+            reading = self._offers.get(slot)
+            if reading is None or (reading.done() and reading.exception() is not None):
+                reading = self._offers[slot] = asyncio.create_task(self._examined(slot))
+            async with asyncio.timeout(OFFER_S):
+                # Read once, whoever asks meanwhile and however soon they give up.
+                offer = await asyncio.shield(reading)
             if offer is not None:
                 return offer
         return None
+
+    async def _examined(self, slot: int) -> SnapshotOffer | None:
+        path = self.files.paths.snapshots / snapshot_name(slot)
+        found = await asyncio.to_thread(_examine, path, slot)
+        return self._signer.offer(found) if found is not None else None
 
     def _chunk(self, slot: int, offset: int) -> CatchupMessage:
         if slot < 1 or offset < 0:
@@ -708,7 +719,7 @@ class ArchiveServer:
             # No answer waits in memory behind another: drain() returns when all was taken.
             # (High is 1: TLS of asyncio pauses at that size already, not above it.)
             writer.transport.set_write_buffer_limits(high=1, low=0)
-            if not self._admit(writer):
+            if not self._admit(writer, holder.serial):
                 self.count("too_many")
                 await self._send(writer, AskOther(0, "too many followers here"))
                 return
@@ -736,16 +747,30 @@ class ArchiveServer:
                 await writer.wait_closed()
             self._tasks.discard(task)
 
-    def _admit(self, writer: asyncio.StreamWriter) -> bool:
+    def _admit(self, writer: asyncio.StreamWriter, serial: str) -> bool:
         if len(self._open) >= CONNECTIONS_MAX:
-            stranger = next((held for held, asked in self._open.items() if not asked), None)
-            if stranger is None:
+            victim, reason = self._least_missed(serial)
+            if victim is None:
                 return False
-            self.count("stranger")
-            del self._open[stranger]
-            stranger.transport.abort()
+            self.count(reason)
+            del self._open[victim]
+            victim.transport.abort()
         self._open[writer] = False
         return True
+
+    def _least_missed(self, serial: str) -> tuple[asyncio.StreamWriter | None, str]:
+        """Who makes room for one more of certificate ``serial``, and why: the oldest stranger, or
+        the oldest of the certificate that has the most, if that is more than ``serial`` will have:
+        listeners share theirs, and however many they are, a voter that is behind gets in."""
+        for held, asked in self._open.items():
+            if not asked:
+                return held, "stranger"
+        serials = {held: self._holders[held].serial for held in self._open}
+        counts = Counter(serials.values())
+        most = max(counts, key=counts.__getitem__)
+        if counts[most] <= counts[serial] + 1:
+            return None, ""
+        return next(held for held in self._open if serials[held] == most), "most_of_one_holder"
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         deadline_s = STRANGER_S

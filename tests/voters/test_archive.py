@@ -9,6 +9,7 @@ import random
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -200,8 +201,8 @@ class Scene:
     def __init__(self, voter: Voter, server: ArchiveServer, port: int) -> None:
         self.voter, self.server, self.port = voter, server, port
 
-    async def follower(self) -> Follower:
-        follower = Follower(*await linked(self.port))
+    async def follower(self, name: str = "listener") -> Follower:
+        follower = Follower(*await linked(self.port, name))
         self.followers.append(follower)
         return follower
 
@@ -424,6 +425,44 @@ def test_a_snapshot_where_the_log_does_not_reach_back(tmp_path: Path) -> None:
                 else:
                     assert isinstance(answer, CatchupEntries)
                     assert answer.values[0] == voter.values[first]
+
+    play(story())
+
+
+def test_a_snapshot_is_read_once_however_many_ask_for_it_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examine, reads, go = archive_module._examine, [], threading.Event()
+
+    def slow(path: Path, slot: int) -> SnapshotOffer | None:
+        reads.append(slot)
+        assert go.wait(20)
+        if len(reads) == 1:
+            raise OSError(5, "Input/output error")
+        return examine(path, slot)
+
+    monkeypatch.setattr(archive_module, "_examine", slow)
+
+    async def story() -> None:
+        async with scene(tmp_path, far_behind_slots=10) as stage:
+            stage.voter.fix(40)
+            stage.voter.snapshot(40)
+            followers = [await stage.follower() for _ in range(5)]
+            request = CatchupRequest("test", 1)
+            # Nobody waits for long, and who gave up leaves the reading to the others.
+            monkeypatch.setattr(archive_module, "OFFER_S", 0.05)
+            for follower in followers:
+                assert isinstance(await follower.ask(request), AskOther)
+            assert reads == [40]
+            monkeypatch.setattr(archive_module, "OFFER_S", 20.0)
+            go.set()
+            (reading,) = stage.server.archive._offers.values()
+            await asyncio.wait([reading])
+            # A disk that failed is tried again, by one of them.
+            asked = [asyncio.create_task(follower.ask(request)) for follower in followers]
+            offers = await asyncio.gather(*asked)
+            assert reads == [40, 40]
+            assert {(type(each), each.slot) for each in offers} == {(SnapshotOffer, 40)}
 
     play(story())
 
@@ -670,6 +709,34 @@ def test_strangers_and_idlers_make_room(tmp_path: Path, monkeypatch: pytest.Monk
             assert await refused.closed()
             assert await known.closed(), "idle for longer than IDLE_S"
             await (await stage.follower()).entries(1)
+
+    play(story())
+
+
+def test_no_certificate_keeps_all_others_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All listeners share one, whoever stole it too: a voter that is behind must get in."""
+    monkeypatch.setattr(archive_module, "CONNECTIONS_MAX", 4)
+
+    async def story() -> None:
+        async with scene(tmp_path) as stage:
+            stage.voter.fix(1)
+
+            async def asking(name: str) -> Follower:
+                follower = await stage.follower(name)
+                await follower.entries(1)
+                return follower
+
+            flood = [await asking("listener") for _ in range(4)]
+            second, third = await asking("voter-2"), await asking("voter-3")
+            assert await flood[0].closed() and await flood[1].closed()
+            assert stage.server.counters["most_of_one_holder"] == 2
+            for name in ("listener", "voter-2", "voter-3"):
+                refused = await stage.follower(name)
+                assert isinstance(await refused.receive(), AskOther), "it would have the most"
+            for each in (*flood[2:], second, third):
+                await each.entries(1)
 
     play(story())
 
