@@ -16,10 +16,12 @@ import pytest
 from msgspec.structs import replace
 
 import listeners.catchup
+import listeners.source
 import listeners.trust
 from listeners.catchup import CatchupClient, CatchupError
 from listeners.source import (
     DROP_VARIABLE,
+    TIPS_TRIED_MAX,
     Source,
     SourceError,
     drop_from_environment,
@@ -305,6 +307,45 @@ async def test_a_flood_of_forged_heartbeats_leaves_no_second_without_a_genuine_o
     assert source.counters["dropped_signature"] <= 6 * FAILURES_PER_S
     assert source.counters["dropped_signature_flood"] > 5 * 1000
     assert min(seconds) >= 3, "a tenth of what is looked at is genuine, as of what comes"
+
+
+@pytest.mark.parametrize("claimed", [3, 1 << 40], ids=["lowest", "highest"])
+@pytest.mark.parametrize("genuine_at", [0, 15, 30])
+async def test_a_flood_of_forged_runs_cannot_choose_which_tips_are_looked_at(
+    heard, genuine_at, claimed, monkeypatch
+):
+    """Of 31 runs that come at once 8 are looked at. By whatever order they were picked, a forger
+    could come before: by the place among them, or by the slot that a tip claims."""
+    backbone, source = heard
+    draw = random.Random(7)
+    monkeypatch.setattr(listeners.source, "random", draw)
+    monkeypatch.setattr(listeners.trust, "random", draw)
+    now_s = 1000.0
+    monkeypatch.setattr(listeners.trust, "time", SimpleNamespace(monotonic=lambda: now_s))
+    identity = Identity(backbone.cluster.cluster_id_bytes, 1, 7, 1)
+    believed = 0
+    for turn in range(100):
+        slot = backbone.tip + 1
+        for number in range(2):  # no genuine run proves another
+            backbone.append(Value(Kind.ENGINE, BALLOT, command=b"%d %d" % (turn, number)))
+        genuine = replace(
+            backbone.run(slot, slot),
+            tip_slot=slot,
+            tip_chain=backbone.chains[slot],
+            signature=backbone.signer(1).tip(BALLOT, slot, backbone.chains[slot]),
+        )
+        forged = replace(backbone.run(3, 3), tip_slot=claimed, signature=bytes(64))
+        batch = [replace(forged, chain_before=draw.randbytes(32)) for _ in range(30)]
+        batch.insert(genuine_at, genuine)
+        for each in batch:
+            (data,) = backbone.sealed(identity, encode_body(each))
+            source._inbox.append((False, data))
+        while (message := source.take()) is not None:
+            assert message == (1, genuine)
+            believed += 1
+        now_s += 0.1
+    assert source.counters["dropped_signature"] <= 100 * TIPS_TRIED_MAX
+    assert 10 <= believed <= 45, "about a quarter: the same chance as each forgery"
 
 
 async def test_random_bytes_never_come_out_nor_stop_it(heard):
