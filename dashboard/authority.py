@@ -123,8 +123,9 @@ class Authority:
 
     def issue(self, grant: Grant, folder: Path, days: int = DAYS) -> Holder:
         """Write all that ``grant``'s holder needs into ``folder``: a new certificate and private
-        key, and the keys of datagrams of its role. A voter keeps the key it signs with, and a
-        folder its role. Raises :class:`ConfigError`, ``OSError``."""
+        key, and the keys of datagrams of its role. A voter keeps the key it signs with, a folder
+        its role, and a writer that is limited does not become one that is not. Raises
+        :class:`ConfigError`, ``OSError``."""
         if not 0 < days <= AUTHORITY_DAYS:
             raise ConfigError(f"a certificate is good for 1 to {AUTHORITY_DAYS} days, not {days}")
         why = _why_reserved(grant) or self._why_taken(grant, folder)
@@ -183,6 +184,11 @@ class Authority:
             held = grant  # nobody's that can be read: it may be repaired
         if held.role != grant.role:
             return f"{folder} holds the credentials of {held.name!r}, a {held.role}: {instead}"
+        if held.prefixes and not grant.prefixes:
+            return (
+                f"{folder} holds the credentials of {held.name!r}, limited to "
+                f"{', '.join(map(repr, held.prefixes))}: give its --prefix again, or {instead}"
+            )
         if grant.role != "voter" and _signs(folder):
             return f"{folder} holds the key a voter signs with, which is nowhere else: {instead}"
         return ""

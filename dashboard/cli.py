@@ -345,8 +345,9 @@ def cert_issue(
 ) -> None:  # fmt: skip
     """Make a certificate, and the keys of its role, where `trex init` made the cluster.
 
-    Again for a name that has one: a new one in its place, of the same role. The old one stays good
-    until it expires or is revoked. A running process takes the new one up within seconds.
+    Again for a name that has one: a new one in its place, of the same role, and with --prefix if
+    it had any. The old one stays good until it expires or is revoked. A running process takes the
+    new one up within seconds.
     """
     from dashboard.authority import read_authority
     from trex_core.access import ROLES, Grant

@@ -15,12 +15,13 @@ Text in, values out: whoever calls reads the files, and asks :func:`why_exposed`
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
-from trex_core.access import Holder, holder_of
+from trex_core.access import Grant, Holder, holder_of
 from trex_core.cluster import ConfigError, decode_toml
 from trex_core.seal import KEY_BYTES, KEYS_MAX, Key, KeyRing
 
@@ -174,14 +175,22 @@ def assembled(folder: str, read: ReadFile, me: int, cluster_id: bytes) -> tuple[
     return holder, parse_keys(text, f"{folder}/{KEYS_FILE}")
 
 
+def issue_command(grant: Grant) -> str:
+    """The command that makes a certificate for ``grant``, as it is typed."""
+    words = ["trex", "cert", "issue", "--role", grant.role]
+    for prefix in grant.prefixes:
+        words += ["--prefix", prefix]
+    return shlex.join([*words, grant.name])
+
+
 def why_not_good(holder: Holder, now_s: float, date: Callable[[int], str]) -> str:
     """Why ``holder``'s certificate is of no use at ``now_s`` (seconds since 1970); "" if it is.
     ``date`` writes such a time for people."""
     name = f"the certificate of {holder.grant.name!r}"
     if now_s >= holder.not_after_s:
         return (
-            f"{name} expired on {date(holder.not_after_s)}: issue a new one with `trex cert issue "
-            f"--role {holder.grant.role} {holder.grant.name}`"
+            f"{name} expired on {date(holder.not_after_s)}: issue a new one with "
+            f"`{issue_command(holder.grant)}`"
         )
     if now_s < holder.not_before_s:
         return (

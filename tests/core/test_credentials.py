@@ -305,6 +305,13 @@ def test_a_certificate_is_good_from_its_first_second_to_its_last():
     assert "good from <100> only: is this machine's clock right?" in why(99.9)
 
 
+def test_what_is_to_be_typed_for_a_new_certificate_grants_no_more_than_the_old_one():
+    grant = Grant("my app", "writer", ("app/", "a b/"))
+    why = why_not_good(Holder(grant, "1", 100, 200), 200, lambda s: f"<{s}>")
+    command = "trex cert issue --role writer --prefix app/ --prefix 'a b/' 'my app'"
+    assert f"issue a new one with `{command}`" in why
+
+
 # --- a folder that changes under a process that runs -----------------------------------------
 
 BOTH = pytest.mark.parametrize("module", [voters.credentials, listeners.credentials])

@@ -164,6 +164,18 @@ def test_the_same_role_is_issued_anew_and_damage_repaired(made, tmp_path):
         (place / KEYS_FILE).write_text("junk")
 
 
+def test_a_limited_writer_is_not_issued_anew_without_its_limits(made, tmp_path):
+    """To forget --prefix at a renewal would let it change everything."""
+    place = tmp_path / FOLDER / "billing"
+    made.issue(Grant("billing", "writer", ("app/", "b/")), place)
+    before = contents(tmp_path)
+    with pytest.raises(ConfigError, match=r"'billing', limited to 'app/', 'b/': give its --prefix"):
+        made.issue(Grant("billing", "writer"), place)
+    assert contents(tmp_path) == before
+    made.issue(Grant("billing", "writer", ("app/",)), place)
+    assert holder_of((place / CERTIFICATE_FILE).read_bytes(), ID).grant.prefixes == ("app/",)
+
+
 # --- whose serials --------------------------------------------------------------------------
 
 
