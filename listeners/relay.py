@@ -23,6 +23,7 @@ from typing import Final
 
 from listeners.credentials import Credentials, other_end
 from listeners.trust import Trust
+from trex_core.access import Holder
 from trex_core.cluster import ClusterConfig, ConfigError, StreamConfig
 from trex_core.messages import (
     RUN_BYTES_MAX,
@@ -46,8 +47,9 @@ from trex_core.wire import (
 )
 
 CONNECTIONS_MAX: Final = 8
-"""Most others served at a time; further ones are sent elsewhere. Who has not proven who he is takes
-no place, and HANDSHAKE_S times HANDSHAKES_PER_S bounds how many of them there are."""
+"""Most others served at a time; further ones are sent elsewhere. Who has not proven who he is, or
+is nobody to be helped, takes no place: HANDSHAKE_S and DENIED_S times HANDSHAKES_PER_S bound how
+many of them there are."""
 HANDSHAKES_PER_S: Final = 50
 """Most TLS handshakes begun in a second: each costs some 1.5 ms, and anybody can ask for one."""
 HANDSHAKE_S: Final = 5.0
@@ -55,6 +57,8 @@ HANDSHAKE_S: Final = 5.0
 GOODBYE_S: Final = 0.5
 IDLE_S: Final = 10.0
 """Seconds within which the next request must have come."""
+DENIED_S: Final = 1.0
+"""The same for who is nobody to be helped, and is told so then."""
 WRITE_S: Final = 10.0
 """Seconds within which an answer must have been taken."""
 BYTES_PER_S: Final = 16 << 20
@@ -99,6 +103,10 @@ def answer_to(message: CatchupMessage, trust: Trust) -> CatchupMessage:
     if end is None or piece is None:
         return AskOther(0, f"no tip is known here that would prove slot {first}")
     return CatchupEntries(first, piece.chain_before, piece.values, end, tip)
+
+
+def _helped(holder: Holder, revoked: Revoked) -> bool:
+    return holder.grant.role in HELPED_ROLES and holder.serial not in revoked()
 
 
 def own_address(stream: StreamConfig) -> str:
@@ -172,13 +180,16 @@ class Relay:
             sock.close()
             return
         writer = asyncio.StreamWriter(transport, protocol, reader, loop)
-        self._served += 1
+        helped = False
         try:
-            if self._served > CONNECTIONS_MAX:
+            holder = other_end(writer.get_extra_info("ssl_object"), self._cluster_id)
+            helped = _helped(holder, revoked)
+            self._served += helped
+            if self._served > CONNECTIONS_MAX and helped:
                 self._counters["relay_too_many"] += 1
                 await self._send(writer, AskOther(0, "too many others are served here"))
                 return
-            await self._converse(reader, writer, revoked)
+            await self._converse(reader, writer, holder, revoked)
         except ConfigError:
             self._counters["relay_denied"] += 1
         except FrameError as error:
@@ -188,23 +199,26 @@ class Relay:
         except (OSError, asyncio.IncompleteReadError, ssl.SSLError):
             self._counters["relay_broken"] += 1
         finally:
-            self._served -= 1
+            self._served -= helped
             transport.abort()
             with suppress(OSError):
                 await writer.wait_closed()
 
     async def _converse(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, revoked: Revoked
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        holder: Holder,
+        revoked: Revoked,
     ) -> None:
-        holder = other_end(writer.get_extra_info("ssl_object"), self._cluster_id)
         # No answer waits in memory behind another: drain() returns when all was taken.
         writer.transport.set_write_buffer_limits(high=1, low=0)
         while True:
-            async with asyncio.timeout(IDLE_S):
+            async with asyncio.timeout(IDLE_S if _helped(holder, revoked) else DENIED_S):
                 message = await self._receive(reader)
             if message is None:
                 return
-            if holder.grant.role not in HELPED_ROLES or holder.serial in revoked():
+            if not _helped(holder, revoked):
                 self._counters["relay_denied"] += 1
                 why = f"a {holder.grant.role} has no business here"
                 await self._send(writer, AskOther(0, why))

@@ -7,7 +7,7 @@ import random
 import socket
 import ssl
 from collections import Counter
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from types import SimpleNamespace
 
 import anyio
@@ -279,6 +279,30 @@ async def test_a_reader_and_a_revoked_certificate_are_turned_away_on_both_sides(
             await client.entries(HELPER + 1, 1)
         await client.aclose()
     assert counters["relay_denied"] == 2
+
+
+async def test_who_is_nobody_to_be_helped_takes_no_place(backbone, monkeypatch):
+    monkeypatch.setattr(listeners.relay, "CONNECTIONS_MAX", 2)
+    monkeypatch.setattr(listeners.relay, "HANDSHAKES_PER_S", 1000)
+    backbone.append(*workload(random.Random(1), 29))
+    trust = trusting(backbone, tips=(30,), delivered=[(1, 30)])
+    counters: Counter[str] = Counter()
+    issue(backbone.cluster, Grant("eyes", "reader"))
+    context = held(backbone.cluster, "eyes").client
+    async with relaying(backbone, trust, counters) as relay:
+        host, _, port = relay.address.rpartition(":")
+        silent = [await asyncio.open_connection(host, int(port), ssl=context) for _ in range(4)]
+        clients = [client_of(backbone, relay) for _ in range(3)]
+        for client in clients[:2]:
+            assert isinstance(await client.entries(HELPER, 1), CatchupEntries)
+        assert isinstance(await clients[2].entries(HELPER, 1), AskOther), "that is all there are"
+        for client in clients:
+            await client.aclose()
+        for reader, writer in silent:
+            with anyio.fail_after(DEADLINE_S), suppress(ConnectionError, ssl.SSLError):
+                assert await reader.read() == b""
+            writer.transport.abort()
+    assert counters["relay_too_slow"] == 4, "none of them was heard for long"
 
 
 async def test_strangers_and_garbage_cost_a_counter(backbone, monkeypatch):
