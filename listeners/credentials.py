@@ -20,6 +20,7 @@ from trex_core.credentials import (
     PRIVATE_FILE,
     Keys,
     assembled,
+    why_another,
     why_not_good,
 )
 
@@ -59,6 +60,8 @@ class Credentials:
             return False
         self._stamp = stamp  # what is wrong with it is said once
         holder, keys = self._read()
+        if why := why_another(self.grant, holder.grant):
+            raise ConfigError(f"{self.folder}: {why}")
         # A context takes a certificate that is not its key's, and drops its key: what is loaded
         # into those in use was good in one thrown away.
         self._context(ssl.PROTOCOL_TLS_CLIENT)

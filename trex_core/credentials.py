@@ -183,6 +183,17 @@ def issue_command(grant: Grant) -> str:
     return shlex.join([*words, grant.name])
 
 
+def why_another(held: Grant, new: Grant) -> str:
+    """Why a process that runs as ``held`` must not go on as ``new``; "" if it may: a role is what
+    it started for, and a voter which one it is."""
+    if new.role == held.role and (new.role != "voter" or new.name == held.name):
+        return ""
+    return (
+        f"{CERTIFICATE_FILE} is of {new.name!r}, a {new.role}, now, and this runs as "
+        f"{held.name!r}, a {held.role}: bring its own back"
+    )
+
+
 def why_not_good(holder: Holder, now_s: float, date: Callable[[int], str]) -> str:
     """Why ``holder``'s certificate is of no use at ``now_s`` (seconds since 1970); "" if it is.
     ``date`` writes such a time for people."""

@@ -46,6 +46,7 @@ from trex_core.credentials import (
     keys_text,
     next_epoch,
     parse_keys,
+    why_another,
     why_exposed,
     why_not_good,
 )
@@ -354,6 +355,29 @@ def test_half_a_new_folder_leaves_all_as_before(module, first, tmp_path):
     copied(bob, FILES, place)
     assert credentials.refresh()
     assert [shows(credentials, end) for end in (True, False)] == ["bob", "bob"]
+
+
+@BOTH
+@pytest.mark.parametrize("wrong", ["admin", "listener"])
+def test_a_folder_of_somebody_else_is_not_taken_up(module, wrong, tmp_path):
+    """One folder copied to another's place must not end a voter that runs."""
+    place = tmp_path / "mine"
+    copied(papers(CLUSTER, "voter-1").folder, FILES, place)
+    credentials = module.Credentials(place, ID)
+    keys = credentials.keys
+    copied(papers(CLUSTER, wrong).folder, FILES, place)
+    with pytest.raises(ConfigError, match=f"is of '{wrong}', .*runs as 'voter-1', a voter: bring"):
+        credentials.refresh()
+    assert (credentials.holder.grant.name, credentials.keys) == ("voter-1", keys)
+    assert [shows(credentials, end) for end in (True, False)] == ["voter-1", "voter-1"]
+    copied(issue(CLUSTER, Grant("voter-1", "voter")), FILES, place)
+    assert credentials.refresh()
+
+
+def test_one_voter_does_not_go_on_as_another():
+    one, two = (Grant(name, "voter") for name in ("voter-1", "voter-2"))
+    assert why_another(one, one) == ""
+    assert why_another(one, two).startswith("node.pem is of 'voter-2', a voter, now")
 
 
 @BOTH
