@@ -374,8 +374,7 @@ def serials_of(base: Path, who: str, cluster_id: bytes) -> set[str]:
     """The serials of all certificates that were ever issued to ``who`` by the authority in
     ``base``, of the one in the folder of that name, and of ``who`` if that is a serial. Raises
     :class:`ConfigError`."""
-    issued = _holders((base / AUTHORITY_FOLDER / ISSUED_FOLDER).glob("*.pem"), cluster_id)
-    found = {holder.serial for _, holder in issued if holder.grant.name == who}
+    found = {holder.serial for holder in _issued(base, cluster_id) if holder.grant.name == who}
     for path, holder in read_holders(base, cluster_id):
         if who in (path.parent.name, holder.grant.name):
             found.add(holder.serial)
@@ -383,6 +382,18 @@ def serials_of(base: Path, who: str, cluster_id: bytes) -> set[str]:
     if not found and _SERIAL.fullmatch(serial):
         found.add(serial)
     return found
+
+
+def serials_known(base: Path, cluster_id: bytes) -> set[str]:
+    """The serials of all certificates that the authority in ``base`` issued, or that are in a
+    folder there. Raises :class:`ConfigError`."""
+    here = [holder for _, holder in read_holders(base, cluster_id)]
+    return {holder.serial for holder in (*_issued(base, cluster_id), *here)}
+
+
+def _issued(base: Path, cluster_id: bytes) -> Sequence[Holder]:
+    found = _holders((base / AUTHORITY_FOLDER / ISSUED_FOLDER).glob("*.pem"), cluster_id)
+    return [holder for _, holder in found]
 
 
 def _holders(paths: Iterable[Path], cluster_id: bytes) -> Sequence[tuple[Path, Holder]]:

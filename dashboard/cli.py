@@ -413,7 +413,7 @@ def cert_revoke(
 
     Of a listener's or admin's also rotate the stream key (`trex keys rotate`): its holder has it.
     """
-    from dashboard.authority import AUTHORITY_FOLDER, ISSUED_FOLDER, serials_of
+    from dashboard.authority import AUTHORITY_FOLDER, ISSUED_FOLDER, serials_known, serials_of
     from trex_core.access import REVOKED_KEY, revoked_serials, revoked_text
 
     cluster, base = read_cluster(config)
@@ -429,6 +429,12 @@ def cert_revoke(
         typer.echo(
             "the authority is not here: of what was issued under a name, only what is in "
             f"{base / FOLDER} is known",
+            err=True,
+        )
+    elif serials.isdisjoint(serials_known(base, cluster.cluster_id_bytes)):
+        typer.echo(
+            "no certificate with this serial was issued here: it is put on the list, but if a "
+            "digit of it is wrong nobody is turned away",
             err=True,
         )
 

@@ -212,11 +212,21 @@ def test_revoking_adds_all_that_a_name_ever_had(fake, tmp_path):
     assert "no certificate of 'abba'" in ran.err and "32 to 40 hexadecimal digits" in ran.err
     ran = Ran("cert", "revoke", "ann", "--json")
     assert {row["revoked"] for row in ran.rows} == serials and ran.err == ""
+    assert Ran("cert", "revoke", min(serials)).err == ""
+    mistyped = "7" * 39
+    ran = Ran("cert", "revoke", mistyped, "--json")
+    assert ran.rows[0]["revoked"] == mistyped
+    assert "no certificate with this serial was issued here" in ran.err
     shutil.rmtree(made.folder)
     ran = Ran("cert", "revoke", "admin", "--json")
     assert len(ran.rows) == 1 and "the authority is not here" in ran.err
     (row,) = Ran("config", "get", REVOKED_KEY, "--json").rows
-    assert revoked_serials(row["value"]) == {before, *serials, ran.rows[0]["revoked"]}
+    assert revoked_serials(row["value"]) == {
+        before,
+        mistyped,
+        *serials,
+        ran.rows[0]["revoked"],
+    }
 
 
 def test_what_may_not_be_issued_is_told_and_rotation_says_what_it_does_not_know(fake, tmp_path):
