@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -102,6 +103,7 @@ def run(voter: Id, config: Config = None, credentials: Credentials = None) -> No
     cluster, paths, base = _found(config, voter)
     folder = credentials_folder(base, credentials, voter_name(voter))
     _log_to_stderr()
+    _take_files()
     try:
         options = {"use_uvloop": _has_uvloop()}
         anyio.run(_run, cluster, voter, paths, folder, backend_options=options)
@@ -163,6 +165,13 @@ async def _run(cluster: ClusterConfig, voter: int, paths: VoterPaths, folder: Pa
             async for number in signals:
                 log(logging.INFO, "voter.stop.asked", voter=voter, signal=number.name)
                 break
+
+
+def _take_files() -> None:
+    """Have as many files open as this process may: 1,024, which is usual, are fewer than clients'
+    connections alone can be, and without one the journal goes no further."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _has_uvloop() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -134,6 +135,25 @@ def test_it_tells_in_json_lines_what_it_does_and_ends_in_order(cluster):
     roles = [event for event in events if event["event"] == "voter.role.changed"]
     assert [role["role"] for role in roles][-1] == "leader"
     assert all(role["why"] for role in roles)
+
+
+def test_a_voter_takes_as_many_files_as_it_may(cluster):
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    run = (sys.executable, "-m", "voters", "run", "--id", "1")
+    process = subprocess.Popen(
+        ["sh", "-c", 'ulimit -S -n 256; exec "$@"', "sh", *run],
+        env={**os.environ, "TREX_CONFIG": str(cluster.config_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        archive = _event(process, "voter.archive.ready")["pid"]
+        for each in (process.pid, archive):
+            assert resource.prlimit(each, resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        process.terminate()
+        process.wait(SOON_S)
+        process.stderr.close()
 
 
 def test_a_second_run_of_the_same_voter_is_refused(cluster):
