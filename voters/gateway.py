@@ -1,16 +1,17 @@
 """Clients' TCP connections: this module alone holds what clients asked and is not yet taken up.
 
-It decodes requests into two queues (commands to be proposed, and all others), slows down readers
-instead of refusing while the queues are full, and writes the replies of one turn of the voter in
-one go per connection.  Each request is checked against the certificate of who asks (``access``);
-what it means is ``server``'s business.
+It decodes requests into two inboxes (commands to be proposed, and all others), slows down readers
+instead of refusing while one is full, and writes the replies of one turn of the voter in one go per
+connection.  Certificates take turns in each: whoever asks for much waits behind itself.  Each
+request is checked against the certificate of who asks (``access``); what it means is ``server``'s
+business.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Any, Final, Generic, TypeVar
 
 from trex_core.access import Holder, Names, why_denied
 from trex_core.cluster import VoterEntry
@@ -42,12 +43,15 @@ CONNECTIONS_MAX: Final = 2048
 REQUEST_BODY_BYTES_MAX: Final = 2 * VALUE_BYTES_MAX
 """A larger request closes its connection; one above COMMAND_BYTES_MAX is refused in words."""
 INBOX_REQUESTS_MAX: Final = 8192
-"""With more requests waiting, no more is read from the connections that bring them."""
+"""With more requests of one certificate waiting in an inbox, no more is read from the connections
+that bring them."""
 INBOX_BYTES_MAX: Final = 16 << 20
-"""The same in bytes of what they carry."""
+"""The same in bytes of what those of all certificates carry."""
 INBOX_REQUESTS_BUSY: Final = 8 * INBOX_REQUESTS_MAX
-"""Above this many waiting requests further ones are refused as busy. (Reading stops far below;
-what arrives in between was already in the buffers of many connections.)"""
+"""Above this many waiting requests of one certificate further ones are refused as busy. (Reading
+stops far below; what arrives in between was already in the buffers of many connections.)"""
+INBOX_REQUESTS_ALL: Final = 4 * INBOX_REQUESTS_BUSY
+"""The same, of all certificates."""
 WRITE_BYTES_MAX: Final = 8 << 20
 """A connection with more bytes of replies unread is dropped."""
 
@@ -65,6 +69,73 @@ def bytes_of(request: ClientRequest) -> int:
             return 0
 
 
+R = TypeVar("R", bound=ClientRequest)
+
+
+class Inbox(Generic[R]):
+    """Requests that wait: of each certificate in the order they came, one of each in turn."""
+
+    def __init__(self) -> None:
+        self._queues: dict[str, deque[tuple[Client, R]]] = {}
+        """By serial; whose turn is next comes first."""
+        self._count = 0
+        self.bytes = 0
+        """What those that wait carry, about."""
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[tuple[Client, R]]:
+        for queue in self._queues.values():
+            yield from queue
+
+    def waiting(self, client: Client) -> int:
+        """How many wait under the certificate of ``client``."""
+        return len(self._queues.get(client.holder.serial, ()))
+
+    def add(self, client: Client, request: R) -> None:
+        """Have a request wait."""
+        self._queues.setdefault(client.holder.serial, deque()).append((client, request))
+        self._count += 1
+        self.bytes += bytes_of(request)
+
+    def first(self) -> R:
+        """What :meth:`take` gives next. Requires that there is something."""
+        return next(iter(self._queues.values()))[0][1]
+
+    def take(self) -> tuple[Client, R]:
+        """The next request. Requires that there is one."""
+        serial, queue = next(iter(self._queues.items()))
+        del self._queues[serial]
+        client, request = queue.popleft()
+        if queue:
+            self._queues[serial] = queue
+        self._count -= 1
+        self.bytes -= bytes_of(request)
+        return client, request
+
+    def take_all(self) -> list[tuple[Client, R]]:
+        """All that wait."""
+        taken = list(self)
+        self._queues.clear()
+        self._count = self.bytes = 0
+        return taken
+
+    def busy(self, client: Client) -> bool:
+        """Whether one more of ``client`` is refused."""
+        waiting = self.waiting(client)
+        return waiting >= INBOX_REQUESTS_BUSY or self._count >= INBOX_REQUESTS_ALL
+
+    def full(self, client: Client) -> bool:
+        """Whether no more is to be read from ``client``."""
+        return self.waiting(client) >= INBOX_REQUESTS_MAX or self.bytes >= INBOX_BYTES_MAX
+
+    def roomy(self, client: Client) -> bool:
+        """Whether it is to be read again."""
+        few = self.waiting(client) < INBOX_REQUESTS_MAX // 2
+        return few and self.bytes < INBOX_BYTES_MAX // 2
+
+
 class Client(FrameConnection):
     """One client's connection."""
 
@@ -73,7 +144,8 @@ class Client(FrameConnection):
     def __init__(self, server: Gateway) -> None:
         super().__init__(server)
         self._replies: list[bytes] = []
-        self._paused = False
+        self.held_by: Inbox[Any] | None = None
+        """The inbox that was full when this client was held; None: it is read."""
 
     def on_frame(self, frame: Frame) -> None:
         """Take one request."""
@@ -113,16 +185,16 @@ class Client(FrameConnection):
         self.flush()
         self.dismiss("revoked")
 
-    def hold(self) -> None:
-        """Read no more from this client for now."""
-        if not self._paused and self.open:
-            self._paused = True
+    def hold(self, inbox: Inbox[Any]) -> None:
+        """Read no more from this client until ``inbox`` has room."""
+        if self.held_by is None and self.open:
+            self.held_by = inbox
             self.transport.pause_reading()
             self.server.held.append(self)
 
     def release(self) -> None:
         """Read again."""
-        self._paused = False
+        self.held_by = None
         if self.open:
             self.transport.resume_reading()
 
@@ -150,16 +222,15 @@ class Gateway(FrameServer):
             write_bytes_max=WRITE_BYTES_MAX,
         )
         self.identity = identity
-        self.submits: deque[tuple[Client, Submit]] = deque()
-        """Commands to be proposed, in the order they came."""
-        self.others: deque[tuple[Client, ClientRequest]] = deque()
-        """All other requests, in the order they came."""
+        self.submits: Inbox[Submit] = Inbox()
+        """Commands to be proposed."""
+        self.others: Inbox[ClientRequest] = Inbox()
+        """All other requests; the server takes them from here."""
         self.dirty: list[Client] = []
         self.held: list[Client] = []
         self._entry = entry
         self._names = names
         self._on_input = on_input
-        self._bytes = 0
         self._revoked_before: frozenset[str] = frozenset()
 
     @classmethod
@@ -201,56 +272,40 @@ class Gateway(FrameServer):
         if client.holder.serial in self.revoked:
             client.turn_away(request.id)
             return
-        waiting = len(self.submits) + len(self.others)
-        if waiting >= INBOX_REQUESTS_BUSY:
+        inbox: Inbox[Any] = self.submits if isinstance(request, Submit) else self.others
+        if inbox.busy(client):
             self.count("client.busy")
             client.reply(Refusal(request.id, RefusalReason.BUSY, 0, "too many requests wait here"))
         elif why := why_denied(client.holder.grant, request, self._names):
             self.count("client.unauthorized")
             client.reply(Refusal(request.id, RefusalReason.UNAUTHORIZED, 0, why))
-        elif isinstance(request, Submit):
+        else:
             client.known = True
-            size = len(request.command)
+            size = len(request.command) if isinstance(request, Submit) else 0
             if size > COMMAND_BYTES_MAX:
                 self.count("client.too_large")
                 detail = f"the command has {size} bytes; the limit is {COMMAND_BYTES_MAX}"
                 client.reply(Refusal(request.id, RefusalReason.TOO_LARGE, 0, detail))
             else:
-                self.submits.append((client, request))
-                self._bytes += size
-        else:
-            client.known = True
-            self.others.append((client, request))
-            self._bytes += bytes_of(request)
-        if waiting >= INBOX_REQUESTS_MAX or self._bytes >= INBOX_BYTES_MAX:
-            client.hold()
+                inbox.add(client, request)
+        if inbox.full(client):
+            client.hold(inbox)
         self._on_input()
 
     def take_submits(self, slots_max: int, bytes_max: int) -> list[tuple[Client, Submit]]:
-        """The oldest waiting commands, as many as fit both bounds."""
+        """The next waiting commands, as many as fit both bounds."""
         taken: list[tuple[Client, Submit]] = []
         submits = self.submits
         while submits and len(taken) < slots_max:
-            size = len(submits[0][1].command)
-            if size > bytes_max:
+            bytes_max -= len(submits.first().command)
+            if bytes_max < 0:
                 break
-            bytes_max -= size
-            self._bytes -= size
-            taken.append(submits.popleft())
+            taken.append(submits.take())
         return taken
 
     def take_all_submits(self) -> list[tuple[Client, Submit]]:
         """All waiting commands, to be refused."""
-        taken = list(self.submits)
-        self.submits.clear()
-        self._bytes -= sum(len(submit.command) for _, submit in taken)
-        return taken
-
-    def take_other(self) -> tuple[Client, ClientRequest]:
-        """The oldest waiting request that is no command. Requires that there is one."""
-        client, request = self.others.popleft()
-        self._bytes -= bytes_of(request)
-        return client, request
+        return self.submits.take_all()
 
     def flush(self) -> None:
         """Write all queued replies, and let held clients speak again once there is room."""
@@ -258,11 +313,10 @@ class Gateway(FrameServer):
             dirty, self.dirty = self.dirty, []
             for client in dirty:
                 client.flush()
-        if (
-            self.held
-            and len(self.submits) + len(self.others) < INBOX_REQUESTS_MAX // 2
-            and self._bytes < INBOX_BYTES_MAX // 2
-        ):
+        if self.held:
             held, self.held = self.held, []
             for client in held:
-                client.release()
+                if client.held_by is None or client.held_by.roomy(client):
+                    client.release()
+                else:
+                    self.held.append(client)

@@ -793,10 +793,10 @@ class Voter:
     # --- reads and leases -------------------------------------------------------------------
 
     def _take_requests(self) -> None:
-        gateway = self._gateway
+        others = self._gateway.others
         until_s = time.monotonic() + ANSWERS_S_PER_TURN
-        while gateway.others:
-            client, request = gateway.take_other()
+        while others:
+            client, request = others.take()
             if not client.open:
                 continue
             match request:

@@ -182,7 +182,7 @@ async def test_as_many_commands_are_taken_as_fit_slots_and_bytes(desk):
     assert [m.id for _, m in held.take_submits(10, 250)] == [4, 5]
     assert held.take_submits(0, 10_000) == []
     assert [m.id for _, m in held.take_all_submits()] == [6, 7, 8, 9, 10]
-    assert held._bytes == 0
+    assert held.submits.bytes == 0
 
 
 async def test_the_replies_of_a_turn_leave_in_one_write(desk, monkeypatch):
@@ -200,6 +200,45 @@ async def test_the_replies_of_a_turn_leave_in_one_write(desk, monkeypatch):
     held.flush()
     assert len(await client.receive(50)) == 50
     assert len(writes) == 1
+
+
+async def test_who_asks_for_much_waits_behind_itself_alone(desk, monkeypatch):
+    """A reader's certificate must not keep others out, by however many requests."""
+    monkeypatch.setattr(gateway, "INBOX_REQUESTS_MAX", 20)
+    monkeypatch.setattr(gateway, "INBOX_REQUESTS_BUSY", 30)
+    issue(desk.cluster, Grant("eyes", "reader"))
+    flood, admin = await desk.connect("eyes"), await desk.connect()
+    held = desk.gateway
+    flood.send(*(Query(number, b"?", False) for number in range(100)))
+    await desk.until(lambda: desk.counted["client.busy"] == 70)
+    assert held.held
+    admin.send(Query(1, b"!", True), submit(2), submit(3), Query(4, b"!", True))
+    await desk.until(lambda: len(held.submits) == 2 and len(held.others) == 32)
+    assert len(held.held) == 1, "and who asks for little is read"
+    assert [request.query for _, request in (held.others.take() for _ in range(5))] == [
+        b"?", b"!", b"?", b"!", b"?",
+    ]  # fmt: skip
+    assert [request.id for _, request in held.submits] == [2, 3]
+    held.flush()
+    assert held.held
+    while held.others:
+        held.others.take()
+    held.flush()
+    assert not held.held
+    assert desk.counted == {"client.busy": 70}
+
+
+async def test_who_was_held_is_read_again_when_all_commands_were_refused(desk, monkeypatch):
+    monkeypatch.setattr(gateway, "INBOX_REQUESTS_MAX", 2)
+    client = await desk.connect()
+    held = desk.gateway
+    client.send(submit(1), submit(2), submit(3))
+    await desk.until(lambda: held.held)
+    assert [message.id for _, message in held.take_all_submits()] == [1, 2, 3]
+    held.flush()
+    assert not held.held and held.submits.bytes == 0
+    client.send(submit(4))
+    await desk.until(lambda: held.submits)
 
 
 async def test_a_command_over_the_limit_is_refused_and_the_connection_stays(desk):
@@ -313,10 +352,10 @@ async def test_bytes_of_what_is_no_command_slow_clients_down_too(desk, monkeypat
     client.send(*[large] * 20)
     held = desk.gateway
     await desk.until(lambda: held.held)
-    assert held._bytes >= 100_000
+    assert held.others.bytes >= 100_000
     while held.others:
-        assert held.take_other()[1] == large
-    assert held._bytes == 0
+        assert held.others.take()[1] == large
+    assert held.others.bytes == 0
     held.flush()
     assert not held.held
 
