@@ -20,6 +20,11 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Mapping
+from typing import Final
+
+QUEUE_SLACK: Final = 1024
+"""So many entries of leases that ended are left in the queue, beside one for each that is alive:
+one of a long time to live would stay for all of it."""
 
 
 class LeaseClock:
@@ -43,6 +48,10 @@ class LeaseClock:
         for lease in self._ends.keys() - leases.keys():
             del self._ends[lease]
             self._expiring.discard(lease)
+        if len(self._queue) > 2 * len(self._ends) + QUEUE_SLACK:
+            alive = self._ends.items()
+            self._queue = [(end, lease) for lease, end in alive if lease not in self._expiring]
+            heapq.heapify(self._queue)
         for lease in leases.keys() - self._ends.keys():
             self._set(lease, leases[lease], now_ms)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from voters.leases import LeaseClock
+from voters.leases import QUEUE_SLACK, LeaseClock
 
 HEARTBEAT_MS = 80
 
@@ -175,3 +175,21 @@ def test_never_before_its_time(time_ms: int, steps: list[tuple[int, bool, bool]]
         if held.expire(1):
             assert now_ms - renewed_ms >= time_ms
             return
+
+
+def test_leases_that_end_early_leave_nothing_behind():
+    """Each could have stayed for a day in the queue of those that are to run out."""
+    day_ms = 24 * 3600 * 1000
+    clock = LeaseClock(100, {1: 300}, 0)
+    for number in range(100):
+        granted = dict.fromkeys(range(1000 * number + 2, 1000 * number + 1002), day_ms)
+        clock.reconcile({1: 300, **granted}, 0)
+        clock.reconcile({1: 300}, 0)
+        assert len(clock._queue) <= 2 * 1001 + QUEUE_SLACK + 1000
+    clock.reconcile({1: 300, 2_000_000: 400}, 0)
+    for beat in range(1, 5):
+        clock.advance(100 * beat, beat)
+        assert clock.expire(9) == {3: (1,), 4: (2_000_000,)}.get(beat, ())
+        clock.reconcile({1: 300, 2_000_000: 400}, 100 * beat)
+    clock.give_up([1])
+    assert clock.expire(9) == (1,)
