@@ -15,7 +15,6 @@ Text in, values out: whoever calls reads the files, and asks :func:`why_exposed`
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from typing import Annotated, Final, TypeAlias
 
@@ -176,11 +175,15 @@ def assembled(folder: str, read: ReadFile, me: int, cluster_id: bytes) -> tuple[
 
 
 def issue_command(grant: Grant) -> str:
-    """The command that makes a certificate for ``grant``, as it is typed."""
-    words = ["trex", "cert", "issue", "--role", grant.role]
-    for prefix in grant.prefixes:
-        words += ["--prefix", prefix]
-    return shlex.join([*words, grant.name])
+    """The command that makes a certificate for ``grant``, as it is typed in a shell."""
+    limits = "".join(f"--prefix {_typed(prefix)} " for prefix in grant.prefixes)
+    return f"trex cert issue --role {grant.role} {limits}{_typed(grant.name)}"
+
+
+def _typed(word: str) -> str:
+    if word.isascii() and all(each.isalnum() or each in "/._-" for each in word):
+        return word
+    return "'" + word.replace("'", "'\\''") + "'"
 
 
 def why_another(held: Grant, new: Grant) -> str:
