@@ -95,7 +95,11 @@ class Inbox(Generic[R]):
 
     def add(self, client: Client, request: R) -> None:
         """Have a request wait."""
-        self._queues.setdefault(client.holder.serial, deque()).append((client, request))
+        serial = client.holder.serial
+        queue = self._queues.get(serial)
+        if queue is None:
+            queue = self._queues[serial] = deque()
+        queue.append((client, request))
         self._count += 1
         self.bytes += bytes_of(request)
 
@@ -105,11 +109,14 @@ class Inbox(Generic[R]):
 
     def take(self) -> tuple[Client, R]:
         """The next request. Requires that there is one."""
-        serial, queue = next(iter(self._queues.items()))
-        del self._queues[serial]
+        queues = self._queues
+        serial, queue = next(iter(queues.items()))
         client, request = queue.popleft()
-        if queue:
-            self._queues[serial] = queue
+        if not queue:
+            del queues[serial]
+        elif len(queues) > 1:
+            del queues[serial]
+            queues[serial] = queue
         self._count -= 1
         self.bytes -= bytes_of(request)
         return client, request
@@ -121,17 +128,8 @@ class Inbox(Generic[R]):
         self._count = self.bytes = 0
         return taken
 
-    def busy(self, client: Client) -> bool:
-        """Whether one more of ``client`` is refused."""
-        waiting = self.waiting(client)
-        return waiting >= INBOX_REQUESTS_BUSY or self._count >= INBOX_REQUESTS_ALL
-
-    def full(self, client: Client) -> bool:
-        """Whether no more is to be read from ``client``."""
-        return self.waiting(client) >= INBOX_REQUESTS_MAX or self.bytes >= INBOX_BYTES_MAX
-
     def roomy(self, client: Client) -> bool:
-        """Whether it is to be read again."""
+        """Whether a client that was held is to be read again."""
         few = self.waiting(client) < INBOX_REQUESTS_MAX // 2
         return few and self.bytes < INBOX_BYTES_MAX // 2
 
@@ -273,7 +271,8 @@ class Gateway(FrameServer):
             client.turn_away(request.id)
             return
         inbox: Inbox[Any] = self.submits if isinstance(request, Submit) else self.others
-        if inbox.busy(client):
+        waiting = inbox.waiting(client)
+        if waiting >= INBOX_REQUESTS_BUSY or len(inbox) >= INBOX_REQUESTS_ALL:
             self.count("client.busy")
             client.reply(Refusal(request.id, RefusalReason.BUSY, 0, "too many requests wait here"))
         elif why := why_denied(client.holder.grant, request, self._names):
@@ -288,7 +287,7 @@ class Gateway(FrameServer):
                 client.reply(Refusal(request.id, RefusalReason.TOO_LARGE, 0, detail))
             else:
                 inbox.add(client, request)
-        if inbox.full(client):
+        if waiting >= INBOX_REQUESTS_MAX or inbox.bytes >= INBOX_BYTES_MAX:
             client.hold(inbox)
         self._on_input()
 
