@@ -142,7 +142,8 @@ FOLLOWERS: Final = ("voter", "listener", "admin")
 REFRESH_S: Final = 1.0
 """Seconds between two looks whether the credentials were written anew."""
 LOG_S: Final = 1.0
-"""Dropped connections are logged at most once in so many seconds, with their counts."""
+"""Dropped connections are logged at most once in so many seconds, with their counts; so is each
+trouble with a disk, for whoever asks can ask again at once."""
 
 assert BASE_SLOTS <= SNAPSHOT_SLOTS < FAR_BEHIND_SLOTS, "bases are finer than snapshots"
 
@@ -483,6 +484,7 @@ class Archive:
         self._tip_cursor: Cursor | None = None
         self._far_behind_slots = far_behind_slots
         self._tip_lock = asyncio.Lock()
+        self._told_s: dict[str, float] = {}
         self._offers: dict[int, asyncio.Task[SnapshotOffer | None]] = {}
 
     @property
@@ -514,6 +516,13 @@ class Archive:
                 return cursor.tip
             raise DamagedError("the journal is deleted faster than it is read")
 
+    def tell(self, event: str, why: str) -> None:
+        """Log a trouble, now and then."""
+        now_s = asyncio.get_running_loop().time()
+        if now_s >= self._told_s.get(event, 0.0):
+            self._told_s[event] = now_s + LOG_S
+            log(logging.ERROR, event, why=why)
+
     async def answer(
         self, message: CatchupMessage, cursor: Cursor | None
     ) -> tuple[CatchupMessage, Cursor | None]:
@@ -528,7 +537,7 @@ class Archive:
                     case _:
                         raise FrameError("body")
             except DamagedError as error:
-                log(logging.ERROR, "archive.journal.damaged", why=str(error))
+                self.tell("archive.journal.damaged", str(error))
                 return AskOther(0, f"this voter's journal cannot be read: {error}"), None
             except TimeoutError:
                 return AskOther(0, "a snapshot is being read here for the first time"), None
@@ -734,7 +743,7 @@ class ArchiveServer:
             self.count("broken")
         except OSError as error:
             self.count("disk")
-            log(logging.ERROR, "archive.disk.failed", why=str(error))
+            self.archive.tell("archive.disk.failed", str(error))
         finally:
             self._open.pop(writer, None)
             self._holders.pop(writer, None)

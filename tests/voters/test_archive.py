@@ -644,6 +644,32 @@ def test_damage_is_told_and_never_served(tmp_path: Path) -> None:
     play(story())
 
 
+def test_damage_is_logged_now_and_then_however_often_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+    monkeypatch.setattr(archive_module, "LOG_S", 3600.0)
+    monkeypatch.setattr(archive_module, "log", lambda _level, event, **_fields: told.append(event))
+
+    async def story() -> None:
+        async with scene(tmp_path) as stage:
+            voter, follower = stage.voter, await stage.follower()
+            voter.fix_segments(4)
+            path = voter.paths.journal / segment_name(3)
+            data = bytearray(path.read_bytes())
+            data[len(data) // 2] ^= 1
+            path.write_bytes(data)
+            for _ in range(5):
+                answers = [
+                    await follower.ask(CatchupRequest("test", first))
+                    for first in range(1, voter.tip, 40)
+                ]
+                assert AskOther in map(type, answers)
+        assert told == ["archive.journal.damaged"]
+
+    play(story())
+
+
 @pytest.mark.parametrize(
     ("data", "counter"),
     [
