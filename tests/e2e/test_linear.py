@@ -3,6 +3,8 @@ told what the voters' log says. `python -m tests.linear --minutes N` is the long
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from listeners.sql import query_socket
@@ -18,10 +20,15 @@ SLOW_ELECTIONS = {"election_ticks_min": 150, "election_ticks_max": 250}
 
 
 async def test_killed_and_stopped_processes(tmp_path):
-    with Machines(tmp_path, 5) as machines:
-        figures = await run_trial(machines, nemesis.PROCESSES, operations=1200)
+    """Logs are cut so soon that a killed leader, a killed listener and the subscribers of one whose
+    cable was pulled go on from a snapshot."""
+    with Machines(tmp_path, 5, cut=True) as machines:
+        harms = (nemesis.outlive_leader, *nemesis.PROCESSES)
+        figures = await run_trial(machines, harms, operations=1200)
     print(figures)
     assert set(figures.faults) == {
+        "kill -9 of the leader, until its log was gone",
+        "kill -9 of a listener after a reset",
         "kill -9 of the leader",
         "kill -9 of a follower",
         "kill -9 of all",
@@ -30,6 +37,7 @@ async def test_killed_and_stopped_processes(tmp_path):
         "SIGSTOP of a follower",
         "SIGSTOP of a listener",
     }
+    assert figures.resets and figures.resets_stored and figures.installed == 1
     assert sum(figures.old_leaders.values()) == 1
     _checked_enough(figures)
 
@@ -39,6 +47,7 @@ async def test_a_network_that_falls_apart(tmp_path):
         pytest.skip(why)
     with Machines(tmp_path, 3, apart=True) as machines:
         figures = await run_trial(machines, nemesis.NETWORKS, operations=1000)
+        await _one_listener_helps_another(machines)
     print(figures)
     assert set(figures.faults) == {
         "isolated leader",
@@ -59,7 +68,7 @@ async def test_a_leader_that_asks_no_quorum_is_found(tmp_path):
         pytest.skip(why)
     defect, harms = "a leader for ever", [nemesis.isolate_a_leader_for_ever]
     with (
-        Machines(tmp_path, 3, listeners=("one",), apart=True, planted=defect) as machines,
+        Machines(tmp_path, 3, listeners=(), apart=True, planted=defect) as machines,
         pytest.raises(Broken, match="a linearizable read of the past"),
     ):
         await run_trial(machines, harms, operations=0)
@@ -76,28 +85,21 @@ async def test_wall_clocks_that_jump_decide_nothing(tmp_path):
     _checked_enough(figures)
 
 
-async def test_listeners_on_two_hosts_help_each_other(tmp_path):
-    """Every voter is gone: what the one listener holds, the other can only have from its host."""
-    if why := hosts.why_not():
-        pytest.skip(why)
-    with Machines(tmp_path, 3, apart=True) as machines:
-        machines.start_voters()
-        machines.start_listener("one").wait_for_line("listener.ready", 60)
-        async with open_driver(
-            config_of(machines), machines.credentials(), deadline_s=60
-        ) as driver:
-            slots = [await put(driver, f"k{number}", str(number)) for number in range(20)]
-        one, two = (machines.directory / name / "sql.sock" for name in machines.listeners)
-        query_socket(one, "SELECT 1", deadline_ms=60_000, at_least_slot=slots[-1])
-        kill_all([machines.voter(voter) for voter in machines.voter_ids])
-        machines.start_listener("two").wait_for_line("listener.ready", 60)
-        rows = query_socket(
-            two,
-            "SELECT slot FROM config ORDER BY slot",
-            deadline_ms=60_000,
-            at_least_slot=slots[-1],
-        ).rows
-    assert [slot for (slot,) in rows] == slots
+async def _one_listener_helps_another(machines):
+    """Every voter is gone: what the one listener holds, the other, whose store is lost, can only
+    have from its host."""
+    machines.children["two"].kill()
+    shutil.rmtree(machines.directory / "two")
+    async with open_driver(config_of(machines), machines.credentials(), deadline_s=60) as driver:
+        slot = await put(driver, "the very last", "yes")
+    one, two = (machines.directory / name / "sql.sock" for name in machines.listeners)
+    held = "SELECT key, value, slot FROM config ORDER BY slot"
+    rows = query_socket(one, held, deadline_ms=60_000, at_least_slot=slot).rows
+    kill_all([machines.voter(voter) for voter in machines.voter_ids])
+    machines.start_listener("two").wait_for_line("listener.ready", 60)
+    assert query_socket(two, held, deadline_ms=60_000, at_least_slot=slot).rows == rows
+    told = query_socket(two, "SELECT history_from_slot FROM listener", deadline_ms=60_000)
+    assert told.rows == ((1,),), "slot by slot"
 
 
 def _checked_enough(figures):

@@ -29,6 +29,7 @@ TRIAL_S = 120.0
 async def _trial(folder: Path, name: str, voters: int, seed: int, until_s: float) -> None:
     harms: dict[str, tuple[Harm, ...]] = {
         "processes": nemesis.PROCESSES,
+        "resets": nemesis.RESETS,
         "networks": nemesis.NETWORKS,
         "clocks": nemesis.CLOCKS,
     }
@@ -38,19 +39,23 @@ async def _trial(folder: Path, name: str, voters: int, seed: int, until_s: float
         voters,
         apart=name == "networks",
         clocks=clocks,
+        cut=name == "resets",
         timing=SLOW_ELECTIONS if clocks else None,
     ) as machines:
         figures = await run_trial(
             machines, harms[name], operations=1000, seed=seed, until_s=until_s
         )
     print(figures, flush=True)
+    if name == "resets":
+        seen = (figures.resets, figures.resets_stored, figures.installed)
+        assert all(seen), f"somebody never had a snapshot: {seen}"
 
 
 def main() -> int:
     """Exit code 0: every promise was kept. 1: one was not; the directory of that trial is kept."""
     parser = argparse.ArgumentParser(prog="python -m tests.linear", description=__doc__)
     parser.add_argument("--minutes", type=float, default=5.0, help="for so long, about")
-    parser.add_argument("--only", default="", help="processes, networks or clocks alone")
+    parser.add_argument("--only", default="", help="processes, resets, networks or clocks alone")
     parser.add_argument("--voters", type=int, default=0, help="so many voters alone")
     parser.add_argument("--seed", type=int, default=0, help="what the clients of the first do")
     args = parser.parse_args()
@@ -60,7 +65,7 @@ def main() -> int:
             print(f"{name} are left out: {why}")
     sorts = [
         (name, voters)
-        for name in ("processes", "networks", "clocks")
+        for name in ("processes", "resets", "networks", "clocks")
         for voters in (3, 5)
         if not absent.get(name) and args.only in ("", name) and args.voters in (0, voters)
     ]

@@ -15,12 +15,19 @@ from tests.linear.clock import WallClock
 from tests.linear.hosts import CLIENT, Hosts
 
 ROOT = Path(__file__).parent.parent.parent
+JOURNAL = {"segment_bytes": 1 << 20}
+"""Each start fills two segments of a voter's journal: no trial needs large ones."""
+
+CUT_JOURNAL = {"segment_bytes": 1 << 16, "retain_bytes": 0, "snapshot_slots": 40}
+CUT_VALUE_CHARS = 1000
+"""With values of this length some hundred slots fill a segment."""
 
 
 class Machines(LocalCluster):
     """A :class:`LocalCluster`; with ``apart``, in a network of namespaces, the calling thread being
-    on the client's host for the block; with ``clocks``, every process has a wall clock to set;
-    ``planted`` is a defect of every voter, of ``planted_voter``."""
+    on the client's host for the block; with ``clocks``, every process has a wall clock to set; with
+    ``cut``, logs are cut as soon as may be, so that who was away for some hundred slots finds a
+    snapshot instead; ``planted`` is a defect of every voter, of ``planted_voter``."""
 
     def __init__(
         self,
@@ -30,11 +37,13 @@ class Machines(LocalCluster):
         listeners: tuple[str, ...] = ("one", "two"),
         apart: bool = False,
         clocks: bool = False,
+        cut: bool = False,
         planted: str = "",
         timing: Mapping[str, int] | None = None,
-        journal: Mapping[str, int] | None = None,
     ) -> None:
         self.listeners = listeners
+        self.cut = cut
+        self.value_chars = CUT_VALUE_CHARS if cut else 0
         self.boots: dict[str, int] = {}
         self.net: Hosts | None = None
         self.clock: WallClock | None = None
@@ -45,6 +54,7 @@ class Machines(LocalCluster):
             names = [f"voter-{voter + 1}" for voter in range(voters)]
             self.net = Hosts([*names, *listeners])
             addresses = [self.net.address[name] for name in names]
+        journal = CUT_JOURNAL if cut else JOURNAL
         super().__init__(directory, voters, timing=timing, journal=journal, hosts=addresses)
         self._held = ExitStack()
 

@@ -16,7 +16,10 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import anyio
+import anyio.to_thread
 
+from listeners.sql import query_socket_async
+from tests.linear.cable import Cable
 from tests.linear.history import ABSENT
 from tests.linear.machines import Machines
 from tests.linear.workload import Load
@@ -40,7 +43,7 @@ from voters.driver import _LinkLost as LinkLost
 WAIT_S = 60.0
 ASK_S = 0.5
 HOUR_S = 3600
-MAYFLY_MS = 1000
+MAYFLY_MS = 500
 ASKS_PER_S = 100
 MAYFLY_S_MAX = 20.0
 
@@ -52,6 +55,10 @@ class Field:
     machines: Machines
     load: Load
     driver: Driver
+    cable: Cable
+    """Of the embedded listener."""
+    installed: int = 0
+    """Snapshots that voters installed."""
     faults: Counter[str] = field(default_factory=Counter)
     stale: Counter[str] = field(default_factory=Counter)
     """What deposed leaders said to a linearizable read."""
@@ -92,9 +99,9 @@ class Field:
         took_s = time.monotonic() - began
         self.served_s[self.harm] = max(took_s, self.served_s.get(self.harm, 0.0))
 
-    async def write(self, key: str, leader: int = 0) -> None:
+    async def write(self, key: str, leader: int = 0) -> int:
         """Write ``key``, and note it: at ``leader`` and on a connection of its own (somebody else
-        may still be believed to lead), or at whoever leads."""
+        may still be believed to lead), or at whoever leads. Its slot; 0 if nobody knows."""
         history = self.load.history
         op = history.begin("nemesis", "put", key, self.load.value("nemesis"))
         command = encode_command(ConfigPut(key, str(op.value)))
@@ -106,10 +113,11 @@ class Field:
         except OutcomeUnknown as error:
             outcome = await self.driver.resolve(error, WAIT_S)
         if outcome is None:
-            return  # that one led no longer: it may have happened
+            return 0  # that one led no longer: it may have happened
         result = decode_result(outcome.body)
         assert isinstance(result, Done), result
         history.end(op, "done", result.slot)
+        return result.slot
 
     async def _submit_at(self, leader: int, command: bytes) -> Outcome | None:
         load = self.load
@@ -269,7 +277,7 @@ async def stop_listener(f: Field) -> None:
     f.machines.children[name].pause()
     f.faults["SIGSTOP of a listener"] += 1
     try:
-        await f.load.more(200)
+        await f.load.more(100)
     finally:
         f.machines.children[name].resume()
     await f.serves()
@@ -414,6 +422,84 @@ NETWORKS: tuple[Harm, ...] = (
     mute_leader,
     follower_cut_off,
 )
+
+
+# --- away for longer than logs reach -----------------------------------------------------------
+
+
+async def outlive_leader(f: Field) -> None:
+    """Kill -9 of the leader. What it had accepted last may be decided otherwise meanwhile."""
+    leader = await f.leader()
+    await _outlive(f, (leader,), "kill -9 of the leader, until its log was gone")
+
+
+async def outlive_followers(f: Field) -> None:
+    """Kill -9 of as many followers as may be."""
+    leader = await f.leader()
+    some = f.others(leader)[: (len(f.voters) - 1) // 2]
+    await _outlive(f, some, "kill -9 of a follower, until its log was gone")
+
+
+async def _outlive(f: Field, some: tuple[int, ...], what: str) -> None:
+    """(A voter that is stopped instead finds what it missed in its socket's buffer.)"""
+    for voter in some:
+        f.machines.voter(voter).kill()
+        f.faults[what] += 1
+    slot = await _listeners_away(f, some)
+    for voter in some:
+        f.machines.start_voter(voter)
+    await _listeners_back(f, slot)
+    for voter in some:  # each is back, and can only have a snapshot
+        wait = f.machines.voter(voter).wait_for_line
+        line = r"voter\.snapshot\.installed"
+        await anyio.to_thread.run_sync(wait, line, WAIT_S)
+        f.installed += 1
+    await f.serves()
+
+
+async def _listeners_away(f: Field, away: tuple[int, ...]) -> int:
+    """Kill a listener process and pull the cable of the embedded one, until nobody's log reaches
+    back to a slot that both have missed, and the voters ``away`` too: that slot.
+
+    The embedded one also has to ask archives in vain before it is heard again: one that was deaf
+    for a moment asks for repairs by multicast, for which voters keep much more in memory."""
+    counters = f.load.follower.counters
+    in_vain = counters["catchup_failed"]
+    f.machines.children[f.machines.listeners[0]].kill()
+    f.cable.out = True
+    slot = await f.write(f.load.key())
+    with anyio.fail_after(WAIT_S):
+        for voter in f.others(*away):
+            while await f.load.reader.kept(voter, slot):
+                await f.load.more(20)
+        while counters["catchup_failed"] == in_vain:
+            await f.load.more(5)
+    return slot
+
+
+async def _listeners_back(f: Field, slot: int) -> None:
+    """Both must jump over ``slot``. Voters and listeners still have it in memory for repairs, so
+    the process is deaf to multicast until it did; then it is killed again, and hears."""
+    name, follower = f.machines.listeners[0], f.load.follower
+    deaf = f.machines.start_listener(name, drop_percent=100)
+    before = follower.counters["resets"]
+    f.cable.out = False
+    await follower.wait_applied(slot, WAIT_S)
+    assert follower.counters["resets"] > before, "slot by slot, of a log that was gone"
+    await anyio.to_thread.run_sync(deaf.wait_for_line, r"listener\.reset", WAIT_S)
+    stored = await query_socket_async(
+        f.machines.directory / name / "sql.sock",
+        "SELECT history_from_slot FROM listener",
+        deadline_ms=int(1000 * WAIT_S),
+        at_least_slot=slot,
+    )
+    assert stored.rows[0][0] > slot, "it tells of what it cannot know"
+    deaf.kill()
+    f.faults["kill -9 of a listener after a reset"] += 1
+    f.machines.start_listener(name, drop_percent=2)
+
+
+RESETS: tuple[Harm, ...] = (outlive_leader, outlive_followers)
 
 
 # --- clocks ------------------------------------------------------------------------------------

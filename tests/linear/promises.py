@@ -7,7 +7,7 @@ guarantees at each listener. Every broken promise raises :class:`Broken` in word
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from listeners import Delivery, Lagged, Progress, Reset, SlotChanges
@@ -135,6 +135,10 @@ class Heard:
     chains: dict[int, bytes] = field(default_factory=dict)
     runs: list[tuple[int, int]] = field(default_factory=list)
     jumps: list[tuple[int, int]] = field(default_factory=list)
+    capture: Callable[[], bytes | None] | None = None
+    """Tells all that the listener holds, as the bytes of a snapshot."""
+    captured: dict[int, bytes | None] = field(default_factory=dict)
+    """What it held right after each jump, by the slot it jumped to."""
 
     def heard(self, voter: int, message: object) -> None:
         """Part of ``listeners.Observer``; heartbeats are of no interest here."""
@@ -151,6 +155,7 @@ class Heard:
     def jumped(self, from_slot: int, to_slot: int) -> None:
         """As ``listeners.Observer``."""
         self.jumps.append((from_slot, to_slot))
+        self.captured[to_slot] = self.capture() if self.capture is not None else None
 
 
 def check_runs(heard: Heard, log: Log) -> None:
@@ -168,9 +173,24 @@ def check_runs(heard: Heard, log: Log) -> None:
             raise Broken(f"{heard.name}: another chain at slot {slot}")
 
 
+def check_jumps(heard: Heard, log: Log) -> None:
+    """A jump goes forward, and what the listener holds after it (state, sessions and chain) is what
+    the log makes up to there, to the byte. A subscriber that was there from the beginning was told
+    of each jump, once, and of no other."""
+    for first, last in heard.jumps:
+        if not first < last <= log.last:
+            raise Broken(f"{heard.name}: a jump from {first} to {last}, the log ends at {log.last}")
+        if heard.captured[last] != log.capture(last):
+            raise Broken(f"{heard.name}: after the jump to {last} it holds another state")
+    told = [(each.from_slot, each.to_slot) for each in heard.deliveries if isinstance(each, Reset)]
+    if told != heard.jumps:
+        raise Broken(f"{heard.name}: it jumped {heard.jumps}, and told {told}")
+
+
 def check_deliveries(heard: Heard, log: Log, *, prefix: str = "") -> int:
     """Ordered, Unique, Reliable, Atomic, Bookmarkable, Resumable: the deliveries after ``since``
     are those of the log, each slot whole, each once, and a bookmark comes when all before it came.
+    A jump stands for its slots: it begins where the deliveries were, and tells the difference.
     Only changes of keys with ``prefix`` are expected. Returns the last slot they account for."""
     wanted = [
         (slot, whole)
@@ -199,8 +219,12 @@ def check_deliveries(heard: Heard, log: Log, *, prefix: str = "") -> int:
                     )
                 at = slot
             case Reset(from_slot=first, to_slot=last, changes=changes):
-                if first != at and not (first < at == heard.since):
+                if first < at or (place < len(wanted) and wanted[place][0] <= first):
                     raise Broken(f"{heard.name}: a jump from {first}, standing at {at}")
+                if not first < last <= log.last:
+                    raise Broken(
+                        f"{heard.name}: a jump from {first} to {last}, the log ends at {log.last}"
+                    )
                 rows: dict[tuple[str, str], Change] = {}
                 while place < len(wanted) and wanted[place][0] <= last:
                     for change in wanted[place][1]:
@@ -209,7 +233,8 @@ def check_deliveries(heard: Heard, log: Log, *, prefix: str = "") -> int:
                         rows[key] = Change(change.kind, change.key, old, change.new)
                     place += 1
                 due_rows = {key: row for key, row in rows.items() if row.old != row.new}
-                if {(each.kind, each.key): each for each in changes} != due_rows:
+                told = {(each.kind, each.key): each for each in changes}
+                if told != due_rows or len(told) != len(changes):
                     raise Broken(f"{heard.name}: the jump {first}..{last} is not the difference")
                 at = last
             case Lagged(from_slot=first, to_slot=last):

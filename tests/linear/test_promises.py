@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
+
+import msgspec
 import pytest
 
 from listeners import Lagged, Progress, Reset, SlotChanges
 from tests.linear import promises
 from tests.linear.history import Op
-from tests.linear.log import Log
+from tests.linear.log import Log, LogReader
 from tests.linear.promises import Broken, Heard
 from tests.linear.trial import check_locks
 from tests.linear.workload import Held
-from trex_core.messages import Ballot, Kind, Value, encode_value
+from trex_core.messages import (
+    Ballot,
+    CatchupEntries,
+    Genesis,
+    Kind,
+    SignedTip,
+    SnapshotOffer,
+    Value,
+    encode_value,
+)
 from trex_core.metadata.commands import (
     Change,
     ConfigDelete,
@@ -21,15 +33,17 @@ from trex_core.metadata.commands import (
     MemberJoin,
     encode_command,
 )
+from trex_core.snapshot import decode_snapshot
 from trex_core.state import FixedRun, chain_start
 
 BALLOT = Ballot(0, 1, 1)
+GENESIS = Genesis((1, 2), (101, 102))
 
 
 @pytest.fixture
 def log():
-    """2: a session, 3: x = 1, 4: y = 1, 5: x = 2, 6: a lease, 7 and 8: two members on it, 9: it
-    ends, and both go; 10: y goes; 11: a no-op; 12: z = 1."""
+    """1: genesis, 2: a session, 3: x = 1, 4: y = 1, 5: x = 2, 6: a lease, 7 and 8: two members on
+    it, 9: it ends, and both go; 10: y goes; 11: a no-op; 12: z = 1."""
     made = Log([chain_start(bytes(16))])
     commands = [
         ConfigPut("x", "1"),
@@ -43,7 +57,8 @@ def log():
         None,
         ConfigPut("z", "1"),
     ]
-    made.add(encode_value(Value(Kind.NOOP, BALLOT)))
+    genesis = msgspec.msgpack.encode(GENESIS)
+    made.add(encode_value(Value(Kind.GENESIS, BALLOT, command=genesis)))
     made.add(encode_value(Value(Kind.OPEN, BALLOT)))
     sequence = 0
     for command in commands:
@@ -185,25 +200,111 @@ def test_broken_deliveries_are_told(log):
             promises.check_deliveries(Heard(name, 0, deliveries), log)
 
 
-def test_a_jump_is_the_exact_difference(log):
-    def change(key, value, slot, old=None):
-        entry = next(
-            each.new for each in log.changes[slot] if each.new is not None and each.key == key
-        )
-        assert entry.value == value
-        return Change("config", key, old, entry)
+def difference(log, first, last):
+    """By other means than the check's: of the states, not of the steps."""
+    before, after = log.states[first][0].config, log.states[last][0].config
+    return tuple(
+        Change("config", key, before.get(key), after.get(key))
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key)
+    )
 
-    rows = (change("x", "2", 5), change("y", "1", 4))
-    jump = Reset(0, 5, rows)
+
+def test_a_jump_is_the_exact_difference(log):
+    rows = difference(log, 0, 5)
+    assert [row.key for row in rows] == ["x", "y"]
     rest = told(log, 5)
-    assert promises.check_deliveries(Heard("h", 0, [jump, *rest]), log) == 12
-    for broken in (
-        [Reset(0, 5, rows[:1]), *rest],
-        [Reset(0, 5, (*rows, change("z", "1", 12))), *rest],
-        [*told(log)[:2], Reset(3, 5, rows), *rest],
+    first = told(log)[:1]
+    for good in (
+        [Reset(0, 5, rows), *rest],
+        [*first, Reset(3, 5, difference(log, 3, 5)), *rest],
+        [Reset(0, 5, rows), Reset(5, 12, difference(log, 5, 12))],
+        [*told(log)[:-1], Reset(11, 12, difference(log, 11, 12))],  # 11 changed nothing
+        [*told(log)[:-1], Reset(10, 11, ()), *told(log)[-1:]],
     ):
-        with pytest.raises(Broken, match="jump"):
-            promises.check_deliveries(Heard("h", 0, broken), log)
+        heard = Heard("h", 0, good)
+        assert promises.check_deliveries(heard, log) == 12
+    for lie, broken, words in (
+        ("its end: too late", [Reset(0, 6, rows), *told(log, 6)], "is not the difference"),
+        ("its end: too soon", [Reset(0, 4, rows), *told(log, 4)], "is not the difference"),
+        ("its end: beyond the log", [Reset(0, 13, difference(log, 0, 12))], "log ends at 12"),
+        ("a key is lost", [Reset(0, 5, rows[:1]), *rest], "is not the difference"),
+        ("a key too many", [Reset(0, 5, (*rows, *difference(log, 11, 12)))], "not the difference"),
+        ("a key twice", [Reset(0, 5, (*rows, rows[0])), *rest], "is not the difference"),
+        ("a slot again after it", [Reset(0, 5, rows), *told(log, 4)], "slot 5 after 5"),
+        ("a slot again in it", [*told(log)[:3], Reset(4, 6, ())], "from 4, standing at 5"),
+        ("all again", [*told(log)[:3], Reset(0, 5, rows), *rest], "from 0, standing at 5"),
+        ("a slot left out before it", [*first, Reset(4, 5, rows[:1])], "from 4, standing at 3"),
+        ("it goes nowhere", [*told(log)[:3], Reset(5, 5, ()), *rest], "from 5 to 5"),
+        ("it goes back", [*told(log)[:3], Reset(5, 4, ()), *rest], "from 5 to 4"),
+    ):
+        with pytest.raises(Broken, match=words):
+            promises.check_deliveries(Heard(lie, 0, broken), log)
+
+
+def test_after_a_jump_the_listener_holds_what_the_log_makes(log):
+    def jumped(*jumps, captured=None, resets=None):
+        heard = Heard("h")
+        for first, last in jumps:
+            heard.capture = lambda last=last: captured or log.capture(last)
+            heard.jumped(first, last)
+            heard.deliveries.append(Reset(first, last, difference(log, first, last)))
+        if resets is not None:
+            heard.deliveries = [Reset(first, last, ()) for first, last in resets]
+        return heard
+
+    assert decode_snapshot(log.capture(12)).slot == 12
+    promises.check_jumps(jumped((0, 5), (9, 11)), log)
+    for broken, words in (
+        (jumped((0, 5), captured=log.capture(4)), "another state"),
+        (jumped((0, 10), captured=log.capture(11)), "another state"),  # but for the chain, the same
+        (jumped((0, 10), resets=[(0, 11)]), "it jumped .*, and told"),
+        (jumped((0, 10), resets=[]), "it jumped .*, and told"),
+        (jumped((0, 10), resets=[(0, 10), (0, 10)]), "it jumped .*, and told"),
+        (jumped(resets=[(0, 10)]), "it jumped .*, and told"),
+        (jumped((7, 7)), "from 7 to 7"),
+        (jumped((7, 5)), "from 7 to 5"),
+    ):
+        with pytest.raises(Broken, match=words):
+            promises.check_jumps(broken, log)
+
+
+class Archive(LogReader):
+    """What it asks one voter, that keeps ``log`` after slot ``cut`` only and may lie, answers."""
+
+    def __init__(self, log, cut, *, snapshot=b"", chain=b"", value=b""):
+        self.log = Log(log.chains[:1])
+        for data in log.raw:
+            self.log.add(data)
+        self.kept, self.cut, self.lies = log, cut, (snapshot, chain, value)
+
+    @asynccontextmanager
+    async def _asking(self):
+        yield self
+
+    async def entries(self, voter, first):
+        _, chain, value = self.lies
+        log, tip = self.kept, SignedTip(12, self.kept.chains[12], BALLOT, voter, b"")
+        if first <= self.cut:
+            return SnapshotOffer(self.cut, log.chains[self.cut], 1, b"", voter, b"")
+        values = tuple(log.raw[first - 1 :])
+        values = (*values[:-1], value or values[-1])
+        return CatchupEntries(first, chain or log.chains[first - 1], values, tip, tip)
+
+    async def snapshot(self, offer, _voters):
+        return self.lies[0] or self.kept.capture(offer.slot)
+
+
+async def test_voters_keep_the_same_log_as_far_as_it_reaches(log):
+    assert await Archive(log, 0).compare((1, 2), 12) == 0
+    assert await Archive(log, 7).compare((1, 2), 12) == 2
+    for broken, words in (
+        (Archive(log, 7, snapshot=log.capture(6)), "its snapshot at 7 is not the log's"),
+        (Archive(log, 7, chain=bytes(32)), "slot 8"),
+        (Archive(log, 7, value=log.raw[4]), "differs at slot 12"),
+    ):
+        with pytest.raises(AssertionError, match=words):
+            await broken.compare((1, 2), 12)
 
 
 def test_runs_have_the_voters_chain_and_no_gap(log):

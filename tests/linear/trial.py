@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -15,12 +16,12 @@ from typing import Any
 import anyio
 
 from listeners import Listener, open_listener
-from listeners.source import drop_share
-from listeners.sql import query_socket_async
+from listeners.sql import SqlError, query_socket_async
 from tests.e2e.harness import config_of
 from tests.linear import promises
+from tests.linear.cable import Cable
 from tests.linear.checker import blind, judge, slots, with_slots_met
-from tests.linear.log import Log, read_log
+from tests.linear.log import Log, LogReader
 from tests.linear.machines import Machines
 from tests.linear.nemesis import Field, Harm
 from tests.linear.promises import Broken, Heard
@@ -34,6 +35,8 @@ SETTLE_S = 60.0
 BLIND_STEPS_MAX = 200_000
 RESUME_AFTER = 40
 """One subscriber drops out after so many deliveries, and resumes where it was."""
+
+RESET_LINE = r'"?listener\.reset"?.*?to_slot"?[=:] ?(\d+)'
 
 
 @dataclass
@@ -52,11 +55,19 @@ class Figures:
     bookmarks: int = 0
     resumed: int = 0
     resets: int = 0
+    """How often the embedded listener jumped by a snapshot."""
+    resets_stored: int = 0
+    """So many listener processes have a store that begins with a snapshot."""
+    installed: int = 0
+    """Snapshots that voters installed."""
     holds: int = 0
     lost_leases: int = 0
     checker_s: float = 0.0
     steps: int = 0
     unavailable_s: float = 0.0
+    started_s: float = 0.0
+    harms_s: dict[str, float] = field(default_factory=dict)
+    """How long each harm took, the last time."""
     served_s: dict[str, float] = field(default_factory=dict)
     """By harm, the longest that it took to be answered again."""
     changed_together: int = 0
@@ -66,6 +77,7 @@ class Figures:
             return ", ".join(f"{what} {count}" for what, count in counts.most_common()) or "none"
 
         served = ", ".join(f"{what} {took_s:.1f} s" for what, took_s in self.served_s.items())
+        took = ", ".join(f"{what} {took_s:.1f}" for what, took_s in self.harms_s.items())
         return f"""\
 {sum(self.operations.values())} operations in {self.seconds:.1f} s on {self.keys} keys, \
 {self.slots} slots: {told(self.operations)}
@@ -75,7 +87,9 @@ class Figures:
   the lock was held {self.holds} times, lost {self.lost_leases}; \
 slots of several changes {self.changed_together}
   deliveries {self.deliveries}, bookmarks {self.bookmarks}, resumed {self.resumed}, \
-resets {self.resets}
+resets {self.resets} and {self.resets_stored} stored, snapshots installed by voters \
+{self.installed}
+  seconds: started in {self.started_s:.1f}, {took}
   checker: {self.checker_s:.2f} s of CPU, {self.steps} states"""
 
 
@@ -94,53 +108,59 @@ async def run_trial(
     machines.start_voters()
     machines.start_listeners()
     config = config_of(machines)
+    reader = LogReader(config, machines.credentials("listener"))
     follower = Heard("embedded")
     resuming = Heard("resuming")
     figures = Figures()
     async with AsyncExitStack() as stack:
+        folder = machines.credentials("listener")
+        cable = Cable(config, folder, follower.name, 0.03, alone=machines.cut)
         listener = await stack.enter_async_context(
-            open_listener(
-                config,
-                machines.credentials("listener"),
-                name=follower.name,
-                keep=drop_share(0.03, follower.name),
-                observer=follower,
-            )
+            open_listener(config, None, name=follower.name, network=cable, observer=follower)
         )
+        follower.capture = listener.capture
         driver = await stack.enter_async_context(
             open_driver(config, machines.credentials(), deadline_s=30)
         )
-        load = Load(machines, config, listener, random.Random(seed))
-        grounds = Field(machines, load, driver)
+        load = Load(machines, config, listener, random.Random(seed), reader)
+        grounds = Field(machines, load, driver, cable)
         async with anyio.create_task_group() as ears:
             ears.start_soon(_subscribe, listener, follower)
             ears.start_soon(_resume, listener, resuming, figures)
+            if machines.cut:
+                ears.start_soon(reader.follow)
             async with anyio.create_task_group() as group:
                 for number in range(CLIENTS):
                     group.start_soon(load.client, f"c{number}")
                 for number in range(CONTENDERS):
                     group.start_soon(load.contender, f"l{number}")
                 await load.more(50)
+                figures.started_s = time.monotonic() - began
                 while True:
                     for harm in harms:
                         grounds.harm = harm.__name__
+                        since_s = time.monotonic()
                         await harm(grounds)
+                        figures.harms_s[harm.__name__] = time.monotonic() - since_s
                     if time.monotonic() >= until_s:
                         break
                 if len(load.history.ops) < operations:
                     await load.more((operations - len(load.history.ops)) // 2)
                 load.stop.set()
+            machines.start_listeners()  # each is there, or is on its way
             await grounds.write("the end")
             last = load.history.ops[-1].slot
             await listener.wait_applied(last, SETTLE_S)
             with anyio.fail_after(SETTLE_S):
-                while min(_at(follower), _at(resuming)) < last:
+                known = reader.log if machines.cut else None
+                while min(_at(follower), _at(resuming), known.last if known else last) < last:
                     await anyio.sleep(0.01)
             ears.cancel_scope.cancel()
         seconds = time.monotonic() - began
-        log = await _whole_log(machines, load, last)
-        await _check_stores(machines, log, last)
+        log = await _whole_log(machines, load, reader, last)
+        figures.resets_stored = await _check_stores(machines, log, last)
         figures.resets = listener.counters["resets"]
+        figures.installed = grounds.installed
     _judge(figures, load, grounds, log, [follower, resuming])
     figures.seconds = seconds
     return figures
@@ -175,7 +195,7 @@ def _at(heard: Heard) -> int:
     return getattr(newest, "slot", getattr(newest, "to_slot", 0))
 
 
-async def _whole_log(machines: Machines, load: Load, last: int) -> Log:
+async def _whole_log(machines: Machines, load: Load, reader: LogReader, last: int) -> Log:
     """The log, alike at every voter; the chain each voter is at is the log's."""
     statuses: list[Status] = []
     async with open_driver(load.config, load.folder, deadline_s=SETTLE_S) as driver:
@@ -188,16 +208,21 @@ async def _whole_log(machines: Machines, load: Load, last: int) -> Log:
                     if isinstance(status, Status) and status.applied >= last
                 ]
                 await anyio.sleep(0.02)
-    log = await read_log(load.config, machines.credentials("listener"), machines.voter_ids, last)
+    cut, log = await reader.compare(machines.voter_ids, last), reader.log
+    wanted = len(machines.voter_ids) if machines.cut else 0
+    assert cut == wanted, f"{cut} voters keep their log in part only, not {wanted}"
     for status in statuses:
         if status.fixed <= log.last and status.chain != log.chains[status.fixed]:
             raise Broken(f"voter {status.voter} is at another chain at slot {status.fixed}")
     return log
 
 
-async def _check_stores(machines: Machines, log: Log, last: int) -> None:
-    """The stores of the listener processes: every slot one row, with the voters' chain; the rows
-    of the state and of the history are the log's."""
+async def _check_stores(machines: Machines, log: Log, last: int) -> int:
+    """The stores of the listener processes: every slot from ``history_from_slot`` on one row, with
+    the voters' chain; the rows of the state and of the history are the log's, and nothing is told
+    of what was before. The history begins with the log, or after a jump that the listener spoke
+    of. Returns how many began after a jump."""
+    jumped = 0
     for name in machines.listeners:
         socket = machines.directory / name / "sql.sock"
 
@@ -205,13 +230,18 @@ async def _check_stores(machines: Machines, log: Log, last: int) -> None:
             result = await query_socket_async(socket, sql, deadline_ms=60_000, at_least_slot=last)
             return [tuple(row) for row in result.rows]
 
+        ((first,),) = await ask("SELECT history_from_slot FROM listener")
+        said = (machines.directory / "logs" / f"{name}.log").read_text()
+        begins = {1, *(int(slot) + 1 for slot in re.findall(RESET_LINE, said))}
+        if first not in begins:
+            raise Broken(f"listener {name}: its history is from {first} on, not one of {begins}")
+        jumped += first > 1
         rows = await ask(f"SELECT slot, chain FROM commits WHERE slot <= {last} ORDER BY slot")
-        first = rows[0][0]
         if [slot for slot, _ in rows] != list(range(first, last + 1)):
-            raise Broken(f"listener {name}: a slot is missing, or there twice")
+            raise Broken(f"listener {name}: a slot is missing, or there twice, or before {first}")
         for slot, chain in rows:
-            told = bytes.fromhex(chain) if isinstance(chain, str) else bytes(chain)
-            if told != log.chains[slot]:
+            there = bytes.fromhex(chain) if isinstance(chain, str) else bytes(chain)
+            if there != log.chains[slot]:
                 raise Broken(f"listener {name}: another chain at slot {slot}")
         history = await ask(
             f"SELECT slot, kind, key FROM history WHERE slot <= {last} ORDER BY slot, kind, key"
@@ -225,13 +255,19 @@ async def _check_stores(machines: Machines, log: Log, last: int) -> None:
         if history != due:
             odd = sorted(set(history) ^ set(due))[:5]
             raise Broken(f"listener {name}: its history is not the log's: {odd}")
-        config = await ask(f"SELECT key, value, slot FROM config_at({last})")
-        if {key: (value, slot) for key, value, slot in config} != {
-            key: log.at(key, last)
-            for key in {c.key for cs in log.changes.values() for c in cs if c.kind == "config"}
-            if log.at(key, last)[1]
-        }:
-            raise Broken(f"listener {name}: its config is not the log's")
+        for slot in {first - 1, last}:
+            config = await ask(f"SELECT key, value, slot FROM config_at({slot})")
+            entries = log.states[slot][0].config.items()
+            if sorted(config) != sorted((key, each.value, each.slot) for key, each in entries):
+                raise Broken(f"listener {name}: its config at {slot} is not the log's")
+        if first > 1:
+            try:
+                told: object = await ask(f"FROM config_at({first - 2})")
+            except SqlError as error:
+                told = error
+            if f"history begins at slot {first} " not in str(told):
+                raise Broken(f"listener {name}: of slot {first - 2} it tells {told}")
+    return jumped
 
 
 # --- the verdict -------------------------------------------------------------------------------
@@ -265,6 +301,7 @@ def _judge(
     for heard in accounts:
         promises.check_deliveries(heard, log)
     promises.check_runs(accounts[0], log)
+    promises.check_jumps(accounts[0], log)
     promises.check_same(accounts)
     check_locks(load.locks)
     if load.early:

@@ -17,6 +17,7 @@ import anyio
 from listeners import Listener
 from listeners.sql import SqlError, query_socket_async
 from tests.linear.history import ABSENT, History, Op
+from tests.linear.log import LogReader
 from tests.linear.machines import Machines
 from trex_core.cluster import ClusterConfig
 from trex_core.messages import Answer, Outcome, Query
@@ -55,7 +56,7 @@ KEY_OPS = 40
 DEADLINE_S = 1.5
 RESOLVE_S = 20.0
 LOCAL_DEADLINE_S = 0.5
-SQL_DEADLINE_MS = 3000
+SQL_DEADLINE_MS = 1000
 LEASE_MS = 3000
 HOLD_S = 0.4
 LOCK = "lock"
@@ -80,6 +81,7 @@ class Load:
     config: ClusterConfig
     follower: Listener
     draw: random.Random
+    reader: LogReader
     history: History = field(default_factory=History)
     known: dict[str, tuple[str | None, int]] = field(default_factory=dict)
     locks: list[Held] = field(default_factory=list)
@@ -134,7 +136,7 @@ class Load:
     def value(self, client: str) -> str:
         """A value never used before."""
         self._values += 1
-        return f"{client}/{self._values}"
+        return f"{client}/{self._values}".ljust(self.machines.value_chars, ".")
 
     # --- clients ----------------------------------------------------------------------------
 
@@ -150,7 +152,7 @@ class Load:
                     await self.read(driver, name, self.key())
                 elif dice < 0.86:
                     await self.read_at_voter(self.draw.choice(self.config.voter_ids), self.key())
-                elif dice < 0.94:
+                elif dice < 0.94 or not self.machines.listeners:
                     self.read_here(self.key())
                 else:
                     await self.read_sql(self.draw.choice(self.machines.listeners), self.key())
@@ -177,6 +179,8 @@ class Load:
             command = ConfigDelete(key)
         try:
             self._settle(op, await driver.submit(encode_command(command)))
+            if self.machines.cut:
+                await self.reader.near(op.slot)
         except OutcomeUnknown as error:
             self.trouble["unknown"] += 1
             if self.draw.random() < 0.5:
