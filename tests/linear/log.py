@@ -41,9 +41,11 @@ PATIENCE_S = 60.0
 """So long a voter's archive may take until it answers."""
 FOLLOW_S = 0.05
 """So often a log that is cut short as it grows is read on."""
-LEAD_SLOTS = 40
-"""So far may those that write be ahead of the reader: every voter keeps more than that."""
-STALE_ANSWERS = 3
+FOLLOWER_PATIENCE_S = 20.0
+"""So long nobody may know of a slot that was written; less than a harm waits for answers."""
+LEAD_SLOTS = 30
+"""So far may those that write be ahead of the reader: every voter keeps twice that, and more."""
+STALE_ANSWERS = 2
 """So often one voter may have nothing new while others have: it may be stopped."""
 
 
@@ -133,6 +135,9 @@ class LogReader:
         self._told = 0
         self._moved = anyio.Event()
 
+    def __str__(self) -> str:
+        return f"the log is read to {self.log.last}, written to {self._told} at least"
+
     async def near(self, slot: int) -> None:
         """``slot`` was written. Wait until :meth:`follow` is not far behind it."""
         self._told = max(self._told, slot)
@@ -154,7 +159,7 @@ class LogReader:
         it was deleted sooner, everywhere."""
         voters = self._config.voter_ids
         turn = stale = 0
-        until_s, offers = time.monotonic() + PATIENCE_S, set[int]()
+        until_s, offers = time.monotonic() + FOLLOWER_PATIENCE_S, set[int]()
         async with self._asking() as client:
             while True:
                 voter, answer = voters[turn % len(voters)], None
@@ -162,7 +167,7 @@ class LogReader:
                     answer = await client.entries(voter, self.log.last + 1)
                 if isinstance(answer, CatchupEntries) and answer.values:
                     self._take(voter, answer)
-                    until_s, offers, stale = time.monotonic() + PATIENCE_S, set(), 0
+                    until_s, offers, stale = time.monotonic() + FOLLOWER_PATIENCE_S, set(), 0
                     self._moved.set()
                     self._moved = anyio.Event()
                     continue
@@ -170,7 +175,9 @@ class LogReader:
                     offers.add(voter)
                 assert len(offers) < len(voters), f"cut above slot {self.log.last}: {answer}"
                 late = self._told > self.log.last
-                assert not late or time.monotonic() < until_s, f"after {self.log.last}: {answer}"
+                assert not late or time.monotonic() < until_s, (
+                    f"{self._told} told, {self.log.last} read: {answer}, {offers}"
+                )
                 stale += late
                 if not isinstance(answer, CatchupEntries) or stale >= STALE_ANSWERS:
                     turn, stale = turn + 1, 0

@@ -18,7 +18,12 @@ ROOT = Path(__file__).parent.parent.parent
 JOURNAL = {"segment_bytes": 1 << 20}
 """Each start fills two segments of a voter's journal: no trial needs large ones."""
 
-CUT_JOURNAL = {"segment_bytes": 1 << 16, "retain_bytes": 0, "snapshot_slots": 40}
+CUT_JOURNAL = {
+    "segment_bytes": 1 << 16,
+    "retain_bytes": 0,
+    "snapshot_slots": 40,
+    "snapshots_kept": 3,
+}
 CUT_VALUE_CHARS = 1000
 """With values of this length some hundred slots fill a segment."""
 

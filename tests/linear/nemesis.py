@@ -43,7 +43,7 @@ from voters.driver import _LinkLost as LinkLost
 WAIT_S = 60.0
 ASK_S = 0.5
 HOUR_S = 3600
-MAYFLY_MS = 500
+MAYFLY_MS = 300
 ASKS_PER_S = 100
 MAYFLY_S_MAX = 20.0
 
@@ -266,7 +266,7 @@ async def stop_follower(f: Field) -> None:
     f.machines.voter(follower).pause()
     f.faults["SIGSTOP of a follower"] += 1
     try:
-        await f.load.more(200)
+        await f.load.more(100)
     finally:
         f.machines.voter(follower).resume()
     await f.serves()

@@ -20,7 +20,7 @@ from tests.linear.history import ABSENT, History, Op
 from tests.linear.log import LogReader
 from tests.linear.machines import Machines
 from trex_core.cluster import ClusterConfig
-from trex_core.messages import Answer, Outcome, Query
+from trex_core.messages import Answer, Outcome, Query, StatusRequest
 from trex_core.metadata.commands import (
     Command,
     ConfigCas,
@@ -111,11 +111,28 @@ class Load:
                 event.set()
 
     async def more(self, count: int, timeout_s: float = 60.0) -> None:
-        """Wait for ``count`` more answers than there are now."""
+        """Wait for ``count`` more answers than there are now. Fails with where everybody is."""
         event = anyio.Event()
-        self._waiting.append((self.answered + count, event))
-        with anyio.fail_after(timeout_s):
+        wanted = self.answered + count
+        self._waiting.append((wanted, event))
+        with anyio.move_on_after(timeout_s):
             await event.wait()
+        assert event.is_set(), (
+            f"{self.answered} answers after {timeout_s} s, not {wanted}; {self.reader}; "
+            f"{await self._where()}; {[str(op) for op in self.history.ops[-6:]]}"
+        )
+
+    async def _where(self) -> dict[int, object]:
+        """What each voter says of itself."""
+        told: dict[int, object] = {}
+        for voter in self.config.voter_ids:
+            try:
+                told[voter] = await ask_voter(
+                    self.config, self.credentials, voter, StatusRequest(1), LOCAL_DEADLINE_S
+                )
+            except TrexError as error:
+                told[voter] = error
+        return told
 
     # --- what to do next --------------------------------------------------------------------
 
