@@ -78,7 +78,7 @@ async def test_a_leader_that_asks_no_quorum_is_found(tmp_path):
 async def test_wall_clocks_that_jump_decide_nothing(tmp_path):
     if why := clock.why_not():
         pytest.skip(why)
-    with Machines(tmp_path, 3, clocks=True, timing=SLOW_ELECTIONS) as machines:
+    with Machines(tmp_path, 3, listeners=("one",), clocks=True, timing=SLOW_ELECTIONS) as machines:
         figures = await run_trial(machines, nemesis.CLOCKS, operations=500)
     print(figures)
     assert figures.faults["wall clock stepped"] == 4
