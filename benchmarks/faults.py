@@ -49,8 +49,8 @@ HEAL_S = 90.0
 START_S = 60.0
 NOTHING_GOES = ("no leader", "no quorum", "unknown")
 """The verdicts that call nothing well."""
-AFTERMATH = ("elections", "boot_loop")
-"""Findings that count what happened within a minute."""
+AFTERMATH = ("elections", "boot_loop", "slow_disk")
+"""Findings that count what happened within a minute, or over the last so many syncs."""
 JOURNAL = {"segment_bytes": 4 << 20, "free_bytes_min": 16 << 20}
 DISK_BYTES = 128 << 20
 SMALL_DISK_VOTER = 5

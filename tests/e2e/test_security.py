@@ -224,7 +224,10 @@ async def test_keys_rotate_under_load_and_nothing_stops(tmp_path):
             rows = json.loads((await in_thread(cluster, "keys", "show", "--json")).stdout)
             assert {(row["ring"], row["epoch"]) for row in rows} == {("voter", 2), ("stream", 2)}
             leader = (await driver.find_leader()).voter
-            await driver.hand_over(leader % 3 + 1)  # votes go by datagram
+            with anyio.fail_after(SOON_S):
+                while (await driver.find_leader()).voter == leader:
+                    with suppress(Rejected):  # on a busy machine none took over in time
+                        await driver.hand_over(leader % 3 + 1)  # votes go by datagram
             await ledger.more(100)
             group.cancel_scope.cancel()
         gaps = [b - a for a, b in zip(ledger.times, ledger.times[1:], strict=False)]

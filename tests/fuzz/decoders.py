@@ -34,6 +34,7 @@ from listeners.relay import answer_to
 from listeners.source import Source, _sane
 from listeners.sql import Failure, QueryResult, Request, Rows, SqlError, _Connection, _result_of
 from listeners.trust import Trust
+from listeners.workers import Workers
 from tests.credentials import folder, held, on_stream, papers, stream_ring
 from tests.fuzz.mutate import good, message, spoilt
 from tests.listeners.backbone import make_cluster
@@ -329,7 +330,7 @@ def _gateway_takes(pieces: tuple[bytes, ...]) -> object:
         _require(not denied, "only what may be done is queued")
     client.connection_lost(None)
     _require(gateway.unfinished_bytes == 0, "what was not whole is forgotten with its connection")
-    gateway.others.clear()
+    gateway.others.take_all()
     gateway.flush()
     gateway.held.clear()
     return None
@@ -556,6 +557,9 @@ def _sql_case(chance: Random) -> bytes:
     return data if chance.random() < 0.7 else spoilt(data, chance, ())
 
 
+_ENCODERS = Workers("fuzz")
+
+
 async def _no_rows(_request: Request) -> QueryResult:
     return QueryResult((), (), (), 0, 0)
 
@@ -565,7 +569,7 @@ async def _served(data: bytes) -> object:
     reader.feed_data(data)
     reader.feed_eof()
     writer = asyncio.StreamWriter(_NoWire(), _Drained(), None, LOOP)  # type: ignore[arg-type]
-    return await _Connection(reader, writer, _no_rows, Counter(), set())._serve_one()
+    return await _Connection(reader, writer, _no_rows, _ENCODERS, Counter(), set())._serve_one()
 
 
 class _Drained:
