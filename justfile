@@ -15,7 +15,7 @@ demo *args:
 
 # the whole test suite, or the tests named
 test *args:
-    .venv/bin/python -m pytest -n 3 {{args}}
+    .venv/bin/python -m pytest -n 4 --dist worksteal {{args}}
 
 # what must hold before anything lands (the tests apart)
 check:

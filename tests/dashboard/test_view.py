@@ -779,12 +779,12 @@ def _plain(value: object) -> object:
 
 
 @pytest.mark.slow
-def test_a_view_of_120_000_events_is_as_large_as_one_of_half_as_many():
+def test_a_view_of_90_000_events_is_as_large_as_one_of_half_as_many():
     """Everything goes on happening: elections, restarts, listeners that lag, members that move."""
     chance = random.Random(1)
     world = healthy_world(listeners=20)
     sizes, round_ = [], 18
-    for most in (60_000, 120_000):
+    for most in (45_000, 90_000):
         while len(world.events) < most:
             world.lead(chance.choice(list(world.peers)), round_)
             round_ += 1
@@ -795,5 +795,5 @@ def test_a_view_of_120_000_events_is_as_large_as_one_of_half_as_many():
             world.run(800)
         whole(world.view)
         sizes.append(packed(world.view))
-    print(f"a view of 60,000 and of 120,000 events: {sizes} bytes")
+    print(f"a view of 45,000 and of 90,000 events: {sizes} bytes")
     assert sizes[1] < 1.1 * sizes[0] and sizes[1] < 2 << 20

@@ -263,7 +263,7 @@ contain_memory({margin_mb} << 20)
 for sql in {bombs}:
     connection = store.connect()
     with connection as cursor:
-        alarm = threading.Timer(1, cursor.interrupt)
+        alarm = threading.Timer(0.4, cursor.interrupt)
         alarm.start()
         try:
             run_select(cursor, sql)

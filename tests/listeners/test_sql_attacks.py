@@ -45,7 +45,7 @@ from tests.listeners.test_sql import Service
 from tests.listeners.workload import put
 
 NAP_S = 30
-ATTACK_MS = 400
+ATTACK_MS = 300
 NOBODY = 65_534
 ENDLESS = "SELECT sum(range) FROM range(100_000_000_000_000_000)"
 
