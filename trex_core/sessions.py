@@ -13,7 +13,9 @@ Rules (source: Raft dissertation §6.3, made FIFO):
   result again (or FORGOTTEN once the client acknowledged it); a higher one gets GAP.
 - SKIP uses up a number without a command; if the command was applied after all, it gets the
   first result: so a client learns what became of a command whose outcome is unknown.
-- No clock: opening beyond SESSIONS_MAX expires the session unused for the most slots.
+- No clock: opening beyond SESSIONS_MAX expires the session unused for the most slots; opening
+  beyond OWNER_SESSIONS_MAX that of the same owner, so that nobody opens away those of others.
+- What is kept is bounded for each session, and for all sessions of one owner together.
 """
 
 from __future__ import annotations
@@ -36,6 +38,13 @@ from trex_core.messages import (
 SESSION_RESULT_BYTES_MAX: Final = 256 << 10
 """Most bytes of results kept for one session; beyond it the oldest go (the newest always stays).
 A retry of one that went gets FORGOTTEN."""
+OWNER_SESSIONS_MAX: Final = SESSIONS_MAX // 4
+"""Most open sessions of one owner."""
+OWNER_RESULTS_MAX: Final = 1 << 16
+"""Most results kept for all sessions of one owner. Beyond it a session that is used keeps fewer of
+its own; its newest always stays."""
+OWNER_RESULT_BYTES_MAX: Final = 64 << 20
+"""The same in bytes of results."""
 EVICTION_BATCH: Final = 1024
 """How many of the sessions unused for longest are looked up at once."""
 
@@ -65,15 +74,30 @@ class Session(msgspec.Struct, frozen=True, array_like=True):
     owner: bytes = b""
 
 
+Unused: TypeAlias = tuple[tuple[int, int], ...]
+"""A cache for eviction: (used slot, session) of those that were unused for longest when it was
+made, some of which may have been used since. No part of the state."""
+
+
+class Owned(msgspec.Struct, frozen=True):
+    """What the open sessions of one owner come to."""
+
+    sessions: int = 0
+    results: int = 0
+    result_bytes: int = 0
+    oldest: Unused = ()
+
+
 class Sessions(msgspec.Struct, frozen=True):
-    """All open sessions by name. ``oldest`` is a cache for eviction, no part of the state:
-    (used slot, session) of the ones unused for longest, some of which may have been used since."""
+    """All open sessions by name; ``owners`` counts them, and follows from them."""
 
     open: Map[int, Session]
-    oldest: tuple[tuple[int, int], ...] = ()
+    owners: Map[bytes, Owned] = Map()
+    oldest: Unused = ()
 
 
 NO_SESSIONS: Final = Sessions(Map())
+_NOTHING: Final = Owned()
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(Session)
@@ -94,7 +118,12 @@ def decode_session(data: bytes) -> Session:
 
 def sessions_of(items: Iterable[tuple[int, Session]]) -> Sessions:
     """Sessions from (name, session) pairs."""
-    return Sessions(Map(items))
+    opened = Map(items)
+    owners: dict[bytes, Owned] = {}
+    for session in opened.values():
+        owned = owners.get(session.owner, _NOTHING)
+        owners[session.owner] = _counted(owned, None, session)
+    return Sessions(opened, Map(owners))
 
 
 def next_sequence(sessions: Sessions, session_id: int) -> int:
@@ -135,8 +164,7 @@ def deliver(
         case Kind.CLOSE:
             if value.session not in sessions.open:
                 return sessions, Delivered(slot, OutcomeStatus.SESSION_EXPIRED, b"")
-            rest = sessions.open.delete(value.session)
-            return Sessions(rest, sessions.oldest), Delivered(slot, OutcomeStatus.APPLIED, b"")
+            return _ended(sessions, value.session), Delivered(slot, OutcomeStatus.APPLIED, b"")
         case unknown:
             raise TooOld(f"slot {slot} holds a value of unknown kind {unknown}")
 
@@ -148,22 +176,30 @@ def _in_session(
     if session is None:
         return sessions, Delivered(slot, OutcomeStatus.SESSION_EXPIRED, b"")
     expected = session.next
+    owned = sessions.owners[session.owner]
     if value.sequence == expected:
         if value.kind == Kind.COMMAND:
             status, body = apply(slot, value.command)
         else:
             status, body = OutcomeStatus.APPLIED, b""
         results = (*session.results, (slot, status, body))
-        after = _trimmed(
-            expected + 1, value.unanswered, session, results, session.result_bytes + len(body), slot
-        )
+        size = session.result_bytes + len(body)
+        after = _trimmed(expected + 1, value.unanswered, session, results, size, slot, owned)
         delivered = Delivered(slot, status, body)
     else:
         delivered = _again(session, slot, value.sequence)
         after = _trimmed(
-            expected, value.unanswered, session, session.results, session.result_bytes, slot
+            expected,
+            value.unanswered,
+            session,
+            session.results,
+            session.result_bytes,
+            slot,
+            owned,
         )
-    return Sessions(sessions.open.set(value.session, after), sessions.oldest), delivered
+    owners = sessions.owners.set(session.owner, _counted(owned, session, after))
+    opened = sessions.open.set(value.session, after)
+    return Sessions(opened, owners, sessions.oldest), delivered
 
 
 def _again(session: Session, slot: int, sequence: int) -> Delivered:
@@ -183,14 +219,19 @@ def _trimmed(
     results: tuple[Result, ...],
     result_bytes: int,
     slot: int,
+    owned: Owned,
 ) -> Session:
     """The session used at ``slot``, without the results that the client acknowledged or that are
     over the limits. No command acknowledges itself."""
+    elsewhere = owned.results - len(before.results)
+    most = min(SESSION_RESULTS_MAX, max(1, OWNER_RESULTS_MAX - elsewhere))
+    bytes_elsewhere = owned.result_bytes - before.result_bytes
+    most_bytes = min(SESSION_RESULT_BYTES_MAX, OWNER_RESULT_BYTES_MAX - bytes_elsewhere)
     unanswered = max(before.unanswered, min(unanswered, before.next))
-    drop = max(0, unanswered - (expected - len(results)), len(results) - SESSION_RESULTS_MAX)
+    drop = max(0, unanswered - (expected - len(results)), len(results) - most)
     for _, _, body in results[:drop]:
         result_bytes -= len(body)
-    while result_bytes > SESSION_RESULT_BYTES_MAX and drop < len(results) - 1:
+    while result_bytes > most_bytes and drop < len(results) - 1:
         result_bytes -= len(results[drop][2])
         drop += 1
     kept = results[drop:] if drop else results
@@ -198,24 +239,56 @@ def _trimmed(
 
 
 def _opened(sessions: Sessions, slot: int, owner: bytes) -> Sessions:
-    opened, oldest = sessions.open, sessions.oldest
-    if len(opened) >= SESSIONS_MAX:
-        victim, oldest = _unused_longest(opened, oldest)
-        opened = opened.delete(victim)
-    return Sessions(opened.set(slot, Session(1, 1, (), slot, 0, owner)), oldest)
+    owned = sessions.owners.get(owner, _NOTHING)
+    if owned.sessions >= OWNER_SESSIONS_MAX:
+        victim, oldest = _unused_longest(sessions, owned.oldest, owner)
+        sessions = _ended(sessions, victim)
+        owned = msgspec.structs.replace(sessions.owners.get(owner, _NOTHING), oldest=oldest)
+    elif len(sessions.open) >= SESSIONS_MAX:
+        victim, oldest = _unused_longest(sessions, sessions.oldest, None)
+        sessions = msgspec.structs.replace(_ended(sessions, victim), oldest=oldest)
+        owned = sessions.owners.get(owner, _NOTHING)
+    session = Session(1, 1, (), slot, 0, owner)
+    owners = sessions.owners.set(owner, _counted(owned, None, session))
+    return Sessions(sessions.open.set(slot, session), owners, sessions.oldest)
 
 
-def _unused_longest(
-    opened: Map[int, Session], oldest: tuple[tuple[int, int], ...]
-) -> tuple[int, tuple[tuple[int, int], ...]]:
-    """The session unused for the most slots, and the cache after it.
+def _ended(sessions: Sessions, name: int) -> Sessions:
+    """Without session ``name``, which is open."""
+    session = sessions.open[name]
+    owned = _counted(sessions.owners[session.owner], session, None)
+    owners = sessions.owners
+    owners = owners.set(session.owner, owned) if owned.sessions else owners.delete(session.owner)
+    return Sessions(sessions.open.delete(name), owners, sessions.oldest)
+
+
+def _counted(owned: Owned, before: Session | None, after: Session | None) -> Owned:
+    """What an owner's sessions come to once ``before`` became ``after``; None: is not open."""
+    sessions, results, result_bytes = owned.sessions, owned.results, owned.result_bytes
+    if before is not None:
+        sessions -= 1
+        results -= len(before.results)
+        result_bytes -= before.result_bytes
+    if after is not None:
+        sessions += 1
+        results += len(after.results)
+        result_bytes += after.result_bytes
+    return Owned(sessions, results, result_bytes, owned.oldest)
+
+
+def _unused_longest(sessions: Sessions, oldest: Unused, owner: bytes | None) -> tuple[int, Unused]:
+    """The session unused for the most slots (of ``owner``; None: of all), and the cache after it.
 
     What the cache holds was the oldest when it was made; anything used since is younger than all
     of it; so its first entry that is still true is the oldest of all.
     """
     for index, (used_slot, name) in enumerate(oldest):
-        session = opened.get(name)
+        session = sessions.open.get(name)
         if session is not None and session.used_slot == used_slot:
             return name, oldest[index + 1 :]
-    by_use = sorted((session.used_slot, name) for name, session in opened.items())
+    by_use = sorted(
+        (session.used_slot, name)
+        for name, session in sessions.open.items()
+        if owner is None or session.owner == owner
+    )
     return by_use[0][1], tuple(by_use[1:EVICTION_BATCH])

@@ -51,8 +51,8 @@ class Log:
         self.sessions, delivered = deliver(self.sessions, self.slot, value, self.apply)
         return delivered
 
-    def open(self):
-        return self.fix(Kind.OPEN).slot
+    def open(self, owner=b""):
+        return self.fix(Kind.OPEN, command=owner).slot
 
     def command(self, session, sequence, command=b"x", unanswered=0):
         return self.fix(Kind.COMMAND, session, sequence, command, unanswered)
@@ -178,29 +178,82 @@ def test_results_kept_are_limited_in_number_and_bytes(monkeypatch):
     assert log.sessions.open[session].result_bytes == 502
 
 
-def test_opening_beyond_the_limit_expires_the_session_unused_for_longest(monkeypatch):
-    monkeypatch.setattr(module, "SESSIONS_MAX", 5)
+def test_opening_beyond_a_limit_expires_the_session_unused_for_longest(monkeypatch):
+    """Of the same owner, if it is at its own limit; else of all. What is counted for each owner
+    follows from the sessions."""
+    monkeypatch.setattr(module, "SESSIONS_MAX", 7)
+    monkeypatch.setattr(module, "OWNER_SESSIONS_MAX", 3)
     monkeypatch.setattr(module, "EVICTION_BATCH", 3)
     chance = random.Random(7)
     log = Log()
-    used: dict[int, int] = {}
-    for _ in range(2000):
-        if chance.random() < 0.5:
-            session = log.open()
-            if len(used) == 5:
+    used: dict[int, tuple[int, bytes]] = {}
+    ended = {"own": 0, "any": 0}
+    for _ in range(4000):
+        if chance.random() < 0.4:
+            owner = chance.choice((b"a", b"b", b"c", b"d"))
+            session = log.open(owner)
+            own = [name for name, (_, whose) in used.items() if whose == owner]
+            if len(own) == 3:
+                del used[min(own, key=used.__getitem__)]
+                ended["own"] += 1
+            elif len(used) == 7:
                 del used[min(used, key=used.__getitem__)]
-            used[session] = log.slot
+                ended["any"] += 1
+            used[session] = log.slot, owner
         elif chance.random() < 0.1 and used:
             gone = chance.choice(sorted(used))
             log.fix(Kind.CLOSE, gone)
             del used[gone]
         elif used:
             session = chance.choice(sorted(used))
-            log.command(session, chance.choice([0, 1, next_sequence(log.sessions, session), 99]))
-            used[session] = log.slot
+            following = next_sequence(log.sessions, session)
+            log.command(session, chance.choice([0, 1, following, 99]), unanswered=following - 2)
+            used[session] = log.slot, used[session][1]
         assert set(log.sessions.open) == set(used)
+        anew = sessions_of(log.sessions.open.items())
+        assert counts(anew) == counts(log.sessions)
         if chance.random() < 0.05:  # a replica that came back from a snapshot has no cache
-            log.sessions = sessions_of(log.sessions.open.items())
+            log.sessions = anew
+    assert min(ended.values()) > 100
+
+
+def counts(sessions):
+    return {
+        owner: (owned.sessions, owned.results, owned.result_bytes)
+        for owner, owned in sessions.owners.items()
+    }
+
+
+def test_nobody_opens_away_the_sessions_of_others(monkeypatch):
+    monkeypatch.setattr(module, "SESSIONS_MAX", 8)
+    monkeypatch.setattr(module, "OWNER_SESSIONS_MAX", 2)
+    log = Log()
+    alice = [log.open(b"alice"), log.open(b"alice")]
+    for name in alice:
+        log.command(name, 1)
+    opened = [log.open(b"mallory") for _ in range(50)]
+    assert set(log.sessions.open) == {*alice, *opened[-2:]}
+    assert [log.command(name, 2).status for name in alice] == [APPLIED, APPLIED]
+
+
+def test_results_of_all_sessions_of_an_owner_are_limited_together(monkeypatch):
+    monkeypatch.setattr(module, "OWNER_RESULTS_MAX", 10)
+    monkeypatch.setattr(module, "OWNER_RESULT_BYTES_MAX", 300)
+    log = Log()
+    alice, *mallory = log.open(b"alice"), *(log.open(b"mallory") for _ in range(4))
+    for sequence in range(1, 9):
+        assert log.command(alice, sequence).status == APPLIED
+    for sequence in range(1, 6):
+        for name in mallory:
+            assert log.command(name, sequence, bytes(18)).status == APPLIED
+    assert log.sessions.owners[b"mallory"].results <= 10
+    assert [len(log.sessions.open[name].results) for name in mallory] == [3, 3, 2, 2]
+    assert [log.command(mallory[3], n).status for n in (3, 4)] == [FORGOTTEN, APPLIED]
+    assert [log.command(alice, n).status for n in range(1, 9)] == [APPLIED] * 8, "her own are kept"
+    log.command(mallory[0], 6, bytes(200))
+    log.command(mallory[1], 6, bytes(200))
+    kept = [[len(body) for _, _, body in log.sessions.open[name].results] for name in mallory]
+    assert kept[1] == [202] and sum(map(sum, kept)) <= 300 + 202
 
 
 def test_a_session_survives_its_bytes():
