@@ -822,7 +822,7 @@ _ONCE = (
         "an owner at its limit expires a session of its own",
         SESSIONS,
         "        if owner is None or session.owner == owner\n",
-        "        if owner is None or session.owner >= b\"\"\n",
+        '        if owner is None or session.owner >= b""\n',
         "core/test_sessions.py::test_nobody_opens_away_the_sessions_of_others",
     ),
     _one(
