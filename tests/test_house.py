@@ -28,8 +28,9 @@ CORE_STDLIB = {
 CORE_THIRD_PARTY = {"msgspec", "immutables"}
 CORE_CIPHERS = {
     "cryptography.exceptions",
-    "cryptography.hazmat.primitives.asymmetric.ed25519",
     "cryptography.hazmat.primitives.ciphers.aead",
+    "nacl.bindings",
+    "nacl.exceptions",
 }
 """What ``seal`` alone may use beside: functions of keys and bytes."""
 CORE_CERTIFICATES = {"cryptography"}

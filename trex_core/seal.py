@@ -31,10 +31,11 @@ from collections.abc import Mapping
 from typing import Annotated, Final
 
 import msgspec
-from cryptography.exceptions import InvalidSignature, InvalidTag
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from msgspec.structs import replace
+from nacl.bindings import crypto_sign, crypto_sign_open, crypto_sign_seed_keypair
+from nacl.exceptions import BadSignatureError
 
 from trex_core.messages import CHAIN_BYTES, NO_BALLOT, Ballot, SignedTip, SnapshotOffer
 from trex_core.wire import (
@@ -369,19 +370,15 @@ class Signer:
     """Signs as one voter. ``private`` are the KEY_BYTES of its Ed25519 key."""
 
     def __init__(self, private: bytes, cluster_id: bytes, voter: int) -> None:
-        self._key = Ed25519PrivateKey.from_private_bytes(private)
+        self.public, self._key = crypto_sign_seed_keypair(private)
+        """``public`` are the KEY_BYTES by which others know it."""
         self._cluster_id = cluster_id
         self._voter = voter
-
-    @property
-    def public(self) -> bytes:
-        """The KEY_BYTES by which others know it."""
-        return self._key.public_key().public_bytes_raw()
 
     def tip(self, ballot: Ballot, slot: int, chain: bytes) -> bytes:
         """The signature of "``slot`` is fixed and its chain is ``chain``"; ``ballot`` names the
         leader."""
-        return self._key.sign(_tip_words(self._cluster_id, self._voter, ballot, slot, chain))
+        return self._sign(_tip_words(self._cluster_id, self._voter, ballot, slot, chain))
 
     def signed_tip(self, slot: int, chain: bytes) -> SignedTip:
         """The same, whoever leads."""
@@ -391,11 +388,14 @@ class Signer:
     def offer(self, offer: SnapshotOffer) -> SnapshotOffer:
         """``offer``, signed."""
         words = _snapshot_words(self._cluster_id, self._voter, offer)
-        return replace(offer, signer=self._voter, signature=self._key.sign(words))
+        return replace(offer, signer=self._voter, signature=self._sign(words))
 
     def words(self, data: bytes) -> bytes:
         """The signature of anything else that a voter says of itself."""
-        return self._key.sign(_words(self._cluster_id, self._voter, data))
+        return self._sign(_words(self._cluster_id, self._voter, data))
+
+    def _sign(self, words: bytes) -> bytes:
+        return crypto_sign(words, self._key)[:SIGNATURE_BYTES]
 
 
 def _words(cluster_id: bytes, voter: int, data: bytes) -> bytes:
@@ -407,9 +407,9 @@ class Verifier:
     verified again: all datagrams of one flush carry the same."""
 
     def __init__(self, public: Mapping[int, bytes], cluster_id: bytes) -> None:
-        self._keys: Final = {
-            voter: Ed25519PublicKey.from_public_bytes(key) for voter, key in public.items()
-        }
+        self._keys: Final = dict(public)
+        if any(len(key) != KEY_BYTES for key in self._keys.values()):
+            raise ValueError(f"a public key has {KEY_BYTES} bytes")
         self._cluster_id = cluster_id
         self._good: dict[int, tuple[bytes, bytes]] = {}
 
@@ -436,10 +436,10 @@ class Verifier:
 
     def _verify(self, voter: int, signature: bytes, words: bytes) -> bool:
         key = self._keys.get(voter)
-        if key is None:
+        if key is None or len(signature) != SIGNATURE_BYTES:
             return False
         try:
-            key.verify(signature, words)
-        except InvalidSignature:
+            crypto_sign_open(signature + words, key)
+        except BadSignatureError:
             return False
         return True

@@ -664,12 +664,16 @@ def test_no_change_and_no_way_to_ask_derives_a_ring_that_need_not_be(monkeypatch
     for slot in range(2, 12):
         machine.apply(slot, encode_command(ConfigPut(TOKENS_PER_WEIGHT_KEY, str(slot))))
         machine.apply(slot, encode_command(MemberUpdate("m", weight=slot)))
+    machine.apply(12, encode_command(ConfigPut("app/key", "no business of the ring")))
     machine.query(encode_question(ConfigGet("k")))
     assert derived == ["whole"], "nobody asked for it since"
     otherwise = b"\xdc\x00" + bytes([ask[0] & 0x0F]) + ask[1:]  # the same, encoded at more length
     for each in (ask, otherwise, ask):
         assert decode_reply(machine.query(each)).replicas == ("m",)
     assert derived == ["whole", "changes"]
+    machine.apply(12, encode_command(ConfigPut("app/key", "again")))
+    machine.query(ask)
+    assert derived == ["whole", "changes"], "it is as it was"
     for slot in range(12, 14 + state.RING_CHANGES_MAX):
         machine.apply(slot, encode_command(MemberUpdate("m", weight=slot % 3 + 1)))
     assert list(machine.ring.ranges()) == list(real_of(machine.state).ranges())
