@@ -451,11 +451,11 @@ def test_a_snapshot_is_read_once_however_many_ask_for_it_first(
             request = CatchupRequest("test", 1)
             # Nobody waits for long, and who gave up leaves the reading to the others.
             monkeypatch.setattr(archive_module, "OFFER_S", 0.05)
-            for follower in followers:
-                assert isinstance(await follower.ask(request), AskOther)
+            answers = [await follower.ask(request) for follower in followers]
+            go.set()
+            assert {type(each) for each in answers} == {AskOther}
             assert reads == [40]
             monkeypatch.setattr(archive_module, "OFFER_S", 20.0)
-            go.set()
             (reading,) = stage.server.archive._offers.values()
             await asyncio.wait([reading])
             # A disk that failed is tried again, by one of them.
