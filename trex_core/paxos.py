@@ -265,12 +265,10 @@ class _Turn:
             return event.incarnation == config.incarnation and event.boot == config.boot
         if sender not in config.voters:
             return False
-        genesis = self.state.genesis
-        if genesis is not None:
-            expected = genesis.incarnations[genesis.voters.index(sender)]
-            if event.incarnation != expected:
-                self.send(sender, Fenced(1, expected))
-                return False
+        expected = self.known_incarnation(sender)
+        if expected is not None and event.incarnation != expected:
+            self.send(sender, Fenced(1, expected))
+            return False
         known = 0
         for voter, boot in self.state.boots:
             if voter == sender:
@@ -282,6 +280,11 @@ class _Turn:
             kept = tuple(pair for pair in self.state.boots if pair[0] != sender)
             self.set(boots=tuple(sorted((*kept, (sender, event.boot)))))
         return True
+
+    def known_incarnation(self, voter: int) -> int | None:
+        """The incarnation of ``voter`` that slot 1 records; None until it is fixed here."""
+        genesis = self.state.genesis
+        return None if genesis is None else genesis.incarnations[genesis.voters.index(voter)]
 
     def on_message(self, sender: int, incarnation: int, message: PeerMessage) -> None:
         match message:
@@ -330,13 +333,12 @@ class _Turn:
                 halted=f"the cluster knows boot {message.expected} of this voter, but its journal "
                 f"says {self.config.boot}: the disk was rolled back"
             )
-        elif message.reason == 1 and message.expected != self.config.incarnation:
-            genesis = self.state.genesis
-            if genesis is None or self._own_incarnation(genesis) != self.config.incarnation:
-                self.set(halted=_foreign(message.expected))
-
-    def _own_incarnation(self, genesis: Genesis) -> int:
-        return genesis.incarnations[genesis.voters.index(self.config.voter)]
+        elif (
+            message.reason == 1
+            and message.expected != self.config.incarnation
+            and self.known_incarnation(self.config.voter) != self.config.incarnation
+        ):
+            self.set(halted=_foreign(message.expected))
 
     # --- time -------------------------------------------------------------------------------
 
@@ -832,8 +834,10 @@ class _Turn:
         genesis = state.genesis
         if genesis is not None and genesis.voters != self.config.voters:
             self.set(halted=other_voters(genesis.voters, self.config.voters))
-        elif genesis is not None and self._own_incarnation(genesis) != self.config.incarnation:
-            self.set(halted=_foreign(self._own_incarnation(genesis)))
+        elif genesis is not None:
+            known = genesis.incarnations[genesis.voters.index(self.config.voter)]
+            if known != self.config.incarnation:
+                self.set(halted=_foreign(known))
         if state.chase is not None and state.fixed >= state.chase.goal:
             self.set(chase=None)
 
@@ -1105,9 +1109,21 @@ class _Turn:
             )
             self.fix_counted()
         elif isinstance(role, Candidate) and state.fixed >= role.first:
+            # R10: while it stood for slot 1 it could not tell a disk that was formatted again.
+            # (Whoever met other voters in slot 1 has halted.)
+            parts = role.parts
+            if not state.halted:
+                parts = tuple(
+                    p for p in parts if self.known_incarnation(p.voter) in (None, p.incarnation)
+                )
             self.set(
                 role=_replace(
-                    role, first=state.fixed + 1, plan=None, since_tick=state.tick, silent=()
+                    role,
+                    first=state.fixed + 1,
+                    parts=parts,
+                    plan=None,
+                    since_tick=state.tick,
+                    silent=(),
                 )
             )
             for voter in self.config.voters:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 import trex_core
@@ -27,22 +28,32 @@ from trex_core.messages import (
     Accept,
     Accepted,
     Ballot,
+    Fetch,
+    Genesis,
     HandOver,
     HeartbeatAck,
     Kind,
+    Pairs,
     Poll,
     Prepare,
     Promise,
+    Refused,
+    Value,
+    encode_value,
     value_kind,
 )
-from trex_core.paxos import highest_named, room
+from trex_core.paxos import highest_named, room, step
 from trex_core.quorum import Majority, Tally
 from trex_core.state import (
     AcceptRecord,
     Candidate,
+    Config,
+    Event,
     Follower,
+    Learn,
     Part,
     Receive,
+    first_state,
 )
 
 
@@ -715,6 +726,33 @@ def test_a_foreign_incarnation_counts_for_nothing():
     assert got.then["fixed"] == 10 and got.sends == [[3, "Fenced", 1, 103]]
     got = one_step({"fixed": 0}, {"from": 1, "Fenced": [1, 777]}, "halted")
     assert got.then["halted"]
+
+
+def test_a_promise_of_a_disk_that_slot_1_does_not_know_counts_no_more():
+    """Slots 1 and 2 are fixed by voters 1 and 2; then 2 is formatted again, and voter 3, which
+    knows of nothing yet, has its promise. Once it learns slot 1, and with it who 2 was, that
+    promise says nothing of slot 2: it does not lead before voter 1 told of it. DESIGN §4, R10."""
+    config = Config(voter=3, voters=(1, 2, 3), incarnation=103, boot=1)
+    state = first_state(bytes(16))
+    genesis = msgspec.msgpack.encode(Genesis((1, 2, 3), (101, 102, 103)))
+    old = Ballot(0, 1, 1)
+    ballot = Ballot(0, 2, 3)
+    slot_1 = encode_value(Value(Kind.GENESIS, old, command=genesis))
+    before: list[Event] = [
+        Receive(1, 101, 1, HandOver(old)),
+        Receive(2, 999, 1, Promise(ballot, 1, 0, ())),
+        Receive(1, 101, 1, Refused(ballot, old, 1)),
+        Learn(1, 1, state.chain, (slot_1,), 1),
+        Receive(3, 103, 1, Promise(ballot, 2, 0, ())),
+    ]
+    for event in before:
+        state, _ = step(config, state, event)
+    assert state.fixed == 1
+    assert isinstance(state.role, Candidate)
+    assert state.role.ballot == ballot
+    named = Promise(ballot, 2, 0, (Pairs(2, 2, old),))
+    state, effects = step(config, state, Receive(1, 101, 1, named))
+    assert [send.message for send in effects.sends] == [Fetch(ballot, (Pairs(2, 2, old),))]
 
 
 def test_a_no_op_is_its_own_kind():

@@ -912,6 +912,11 @@ class Twin:
         elif self.stands and role.first <= self.s.fixed:
             role.first = self.s.fixed + 1
             role.plan, role.since, role.silent = None, self.s.tick, set()
+            genesis = self.s.genesis
+            if not self.s.halted and genesis is not None:
+                known = dict(zip(genesis.voters, genesis.incarnations, strict=True))
+                for voter in [v for v, p in role.parts.items() if p.incarnation != known[v]]:
+                    del role.parts[voter]
             self.prepare_all()
 
     # chain check, fencing

@@ -97,6 +97,14 @@ _ALGORITHM = (
         "core/test_quorum.py::test_a_voter_named_twice_counts_once",
     ),
     _one(
+        "a-formatted-disk-promised-before-slot-1",
+        "what a disk promised that slot 1 does not know counts no more once slot 1 is known",
+        PAXOS,
+        "if self.known_incarnation(p.voter) in (None, p.incarnation)\n",
+        "if self.known_incarnation(p.voter)\n",
+        "core/test_paper.py::test_a_promise_of_a_disk_that_slot_1_does_not_know_counts_no_more",
+    ),
+    _one(
         "quorum-one-too-small",
         "a quorum has all the weight it needs",
         QUORUM,
