@@ -102,7 +102,8 @@ class Kind:
     SKIP: Final = 5
     """Uses up a sequence of a session whose command was surely never proposed."""
     ENGINE: Final = 6
-    """A command for the state machine by the leader itself (lease expiry): no session."""
+    """A command for the state machine by the leader itself (lease expiry). ``session`` is the
+    leader's own (``sessions.LEADER``), without which it has no effect; 0 for none."""
 
 
 class Value(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -13,6 +13,9 @@ Rules (source: Raft dissertation §6.3, made FIFO):
   result again (or FORGOTTEN once the client acknowledged it); a higher one gets GAP.
 - SKIP uses up a number without a command; if the command was applied after all, it gets the
   first result: so a client learns what became of a command whose outcome is unknown.
+- The leader too has a session (LEADER), for what it proposes by itself: one at a time, so to open
+  it ends that of every leader before, and what one of them proposed, that nobody saw fixed until
+  then, is never applied. Nothing else ends it.
 - No clock: opening beyond SESSIONS_MAX expires the session unused for the most slots; opening
   beyond OWNER_SESSIONS_MAX that of the same owner, so that nobody opens away those of others.
 - What is kept is bounded for each session, and for all sessions of one owner together.
@@ -40,6 +43,8 @@ SESSION_RESULT_BYTES_MAX: Final = 256 << 10
 A retry of one that went gets FORGOTTEN."""
 OWNER_SESSIONS_MAX: Final = SESSIONS_MAX // 4
 """Most open sessions of one owner."""
+LEADER: Final = b"leader\n"
+"""Who owns the leader's session. No certificate has this name: names are printable."""
 OWNER_RESULTS_MAX: Final = 1 << 16
 """Most results kept for all sessions of one owner. Beyond it a session that is used keeps fewer of
 its own; its newest always stays."""
@@ -155,6 +160,8 @@ def deliver(
         case Kind.NOOP | Kind.GENESIS:
             return sessions, None
         case Kind.ENGINE:
+            if value.session and not _is_leaders(sessions.open.get(value.session)):
+                return sessions, Delivered(slot, OutcomeStatus.SESSION_EXPIRED, b"")
             status, body = apply(slot, value.command)
             return sessions, Delivered(slot, status, body)
         case Kind.OPEN:
@@ -167,6 +174,10 @@ def deliver(
             return _ended(sessions, value.session), Delivered(slot, OutcomeStatus.APPLIED, b"")
         case unknown:
             raise TooOld(f"slot {slot} holds a value of unknown kind {unknown}")
+
+
+def _is_leaders(session: Session | None) -> bool:
+    return session is not None and session.owner == LEADER
 
 
 def _in_session(
@@ -240,7 +251,7 @@ def _trimmed(
 
 def _opened(sessions: Sessions, slot: int, owner: bytes) -> Sessions:
     owned = sessions.owners.get(owner, _NOTHING)
-    if owned.sessions >= OWNER_SESSIONS_MAX:
+    if owned.sessions >= (1 if owner == LEADER else OWNER_SESSIONS_MAX):
         victim, oldest = _unused_longest(sessions, owned.oldest, owner)
         sessions = _ended(sessions, victim)
         owned = msgspec.structs.replace(sessions.owners.get(owner, _NOTHING), oldest=oldest)
@@ -277,7 +288,8 @@ def _counted(owned: Owned, before: Session | None, after: Session | None) -> Own
 
 
 def _unused_longest(sessions: Sessions, oldest: Unused, owner: bytes | None) -> tuple[int, Unused]:
-    """The session unused for the most slots (of ``owner``; None: of all), and the cache after it.
+    """The session unused for the most slots (of ``owner``; None: of all but the leader), and the
+    cache after it.
 
     What the cache holds was the oldest when it was made; anything used since is younger than all
     of it; so its first entry that is still true is the oldest of all.
@@ -289,6 +301,6 @@ def _unused_longest(sessions: Sessions, oldest: Unused, owner: bytes | None) -> 
     by_use = sorted(
         (session.used_slot, name)
         for name, session in sessions.open.items()
-        if owner is None or session.owner == owner
+        if (session.owner != LEADER if owner is None else session.owner == owner)
     )
     return by_use[0][1], tuple(by_use[1:EVICTION_BATCH])

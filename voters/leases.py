@@ -6,7 +6,9 @@ accept quorum acknowledged.  Rules (DESIGN §7):
 1. The clock advances only when a *newer* heartbeat round was acknowledged by an accept quorum, and
    then by the real time since the last advance, but never by more than one heartbeat interval.  So
    a leader that is paused or cut off prolongs leases; it never shortens one.
-2. A new leader gives every lease its full time again.
+2. A new leader gives every lease its full time again, once its own session is open: that voids
+   every expiry of an earlier leader that is not fixed yet (``sessions.LEADER``).  Until then it
+   answers no renewal, or such an expiry could be recovered later and end what was renewed.
 3. A renewal counts from its arrival here, which is later than its sending; it is answered once a
    round begun after its arrival is acknowledged, so a deposed leader renews nothing.
 4. A lease that was proposed for expiry is not renewed any more: it is dead unless the proposal is

@@ -69,6 +69,7 @@ from trex_core.paxos import other_voters, room, step
 from trex_core.quorum import Tally
 from trex_core.roster import REPORTS_PER_S_MAX, Roster
 from trex_core.seal import Signer
+from trex_core.sessions import LEADER
 from trex_core.snapshot import Snapshot
 from trex_core.state import (
     Beat,
@@ -306,6 +307,8 @@ class Voter:
         self._reads_bytes = 0
         self._leases: LeaseClock | None = None
         self._lease_round = 0
+        self._lease_session = 0
+        self._renewals: list[_Read] = []
         self._reconcile_ms = 0
         self._watchers: list[tuple[Callable[[], bool], asyncio.Future[None]]] = []
         self._handovers: list[Reply] = []
@@ -499,7 +502,7 @@ class Voter:
         self._write(ticked)
         self._apply()
         self._note_leadership()
-        if self._reads:
+        if self._reads or self._renewals:
             self._answer_reads()
         if self._handovers:
             self._answer_handovers()
@@ -676,12 +679,14 @@ class Voter:
             for client, request_id, _ in self._pending.values():
                 self._refuse(client, request_id, RefusalReason.LEADERSHIP_LOST)
             self._pending.clear()
-            for read in self._reads:
+            for read in (*self._renewals, *self._reads):
                 self._refuse(read.client, read.request.id, RefusalReason.NOT_LEADER)
+            self._renewals.clear()
             self._reads.clear()
             self._reads_bytes = 0
             self._leases = None
             self._lease_round = 0
+            self._lease_session = 0
             self._proposed.clear()
             self._commits_us.clear()
             self._commit_figures_us = (0, 0)
@@ -712,6 +717,7 @@ class Voter:
                 else:
                     self._refuse_submits(RefusalReason.NOT_LEADER)
             return
+        role = self._open_lease_session(role)
         expired = self._expired_leases(role, now_s)
         if not gateway.submits and not expired:
             return
@@ -729,7 +735,8 @@ class Voter:
         expired_now = expired[:slots]
         for lease in expired_now:
             command = encode_command(LeaseExpire(lease))
-            values.append(encode_value(Value(Kind.ENGINE, role.ballot, time_ms, command=command)))
+            value = Value(Kind.ENGINE, role.ballot, time_ms, self._lease_session, command=command)
+            values.append(encode_value(value))
         for client, submit in gateway.take_submits(slots - len(values), size):
             if not client.open:
                 continue  # never proposed: who asked is gone, and will ask again elsewhere
@@ -822,7 +829,8 @@ class Voter:
             self._refuse(client, request.id, RefusalReason.NOT_LEADER)
             return
         size = bytes_of(request)
-        if len(self._reads) >= READS_MAX or self._reads_bytes + size > READS_BYTES_MAX:
+        waiting = len(self._reads) + len(self._renewals)
+        if waiting >= READS_MAX or self._reads_bytes + size > READS_BYTES_MAX:
             self._refuse(client, request.id, RefusalReason.BUSY, "too many reads wait here")
             return
         if isinstance(request, Renew):
@@ -860,11 +868,18 @@ class Voter:
         if not isinstance(role, Leader):
             return
         until_s = time.monotonic() + ANSWERS_S_PER_TURN
+        counts = self._leases is not None or not self.replica.lease_times_ms()
+        if counts:  # those that waited for that came first
+            self._reads.extendleft(reversed(self._renewals))
+            self._renewals.clear()
         while self._reads:
             read = self._reads[0]
             if role.beat_acked <= read.after_beat or self.replica.applied < read.applied:
                 return
             self._reads.popleft()
+            if isinstance(read.request, Renew) and not counts:
+                self._renewals.append(read)
+                continue
             self._reads_bytes -= bytes_of(read.request)
             if not read.client.open:
                 continue
@@ -894,9 +909,34 @@ class Voter:
             return
         client.reply(Answer(request.id, self.replica.applied, body))
 
+    def _open_lease_session(self, role: Leader) -> Leader:
+        """Once for each leadership, before it counts or renews leases: to open the leader's session
+        ends that of the one before, whose expiries may still lie unfixed with a voter that took no
+        part in this election. The next may recover them, after this one renewed the lease."""
+        if (
+            self._leases is not None
+            or self._lease_session >= role.counted  # under way; what was learned is another's
+            or self.replica.applied < self._barrier
+            or not self.replica.lease_times_ms()
+            or room(self.state)[0] == 0
+            or not self._quorum_has_room(role)
+        ):
+            return role
+        self._lease_session = role.next_slot
+        value = Value(Kind.OPEN, role.ballot, _time_ms(), command=LEADER)
+        self._fold(Propose((encode_value(value),)))
+        after = self.state.role
+        assert isinstance(after, Leader)
+        assert after.next_slot > self._lease_session, "a leader with room proposes"
+        return after
+
     def _expired_leases(self, role: Leader, now_s: float) -> tuple[int, ...]:
         """Advance the lease clock; the leases that are to be expired now."""
-        if role.beat_acked == self._lease_round or self.replica.applied < self._barrier:
+        if role.beat_acked == self._lease_round:
+            return ()
+        if self._leases is None and not (
+            role.counted <= self._lease_session <= self.replica.applied
+        ):
             return ()
         times_ms = self.replica.lease_times_ms()
         if times_ms is None:

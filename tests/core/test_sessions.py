@@ -12,6 +12,7 @@ from trex_core import sessions as module
 from trex_core.machine import TooOld
 from trex_core.messages import NO_BALLOT, Ballot, Kind, OutcomeStatus, Value
 from trex_core.sessions import (
+    LEADER,
     NO_SESSIONS,
     Delivered,
     Session,
@@ -153,6 +154,22 @@ def test_the_engine_needs_no_session():
     log = Log()
     assert log.fix(Kind.ENGINE, command=b"expire") == Delivered(1, APPLIED, b"r:expire")
     assert log.sessions == NO_SESSIONS
+
+
+def test_a_later_leader_ends_what_an_earlier_one_proposed(monkeypatch):
+    """What an earlier leader proposed may be recovered long after a later one led."""
+    log = Log()
+    anna = log.open(b"anna")
+    earlier = log.open(LEADER)
+    assert log.fix(Kind.ENGINE, earlier, command=b"in time").status == APPLIED
+    later = log.open(LEADER)
+    assert log.fix(Kind.ENGINE, earlier, command=b"recovered").status == EXPIRED
+    assert log.fix(Kind.ENGINE, anna, command=b"of no leader").status == EXPIRED
+    monkeypatch.setattr(module, "SESSIONS_MAX", 2)
+    for name in range(3):  # others end each other's, never the leader's
+        log.open(b"%d" % name)
+    assert log.fix(Kind.ENGINE, later, command=b"now").status == APPLIED
+    assert [command for _, command in log.applied] == [b"in time", b"now"]
 
 
 def test_a_kind_of_the_future_stops_the_replica():

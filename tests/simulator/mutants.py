@@ -362,7 +362,12 @@ MUTANTS: Final = (
     Mutant(
         "foreign-incarnation-counts",
         "a voter that was formatted again votes like any other",
-        (("            if event.incarnation != expected:\n", "            if False:\n"),),
+        (
+            (
+                "        if expected is not None and event.incarnation != expected:\n",
+                "        if False:\n",
+            ),
+        ),
         schedule="amnesia_is_fenced",
     ),
     Mutant(

@@ -45,6 +45,7 @@ from trex_core.messages import (
 )
 from trex_core.metadata.commands import LeaseExpire, encode_command, why_inadmissible
 from trex_core.quorum import Tally
+from trex_core.sessions import LEADER
 from trex_core.state import (
     Beat,
     CatchUpFailed,
@@ -161,6 +162,8 @@ class Voter:
         self.reads: list[Read] = []
         self.leases: LeaseClock | None = None
         self.lease_round = 0
+        self.lease_session = 0
+        self.renewals: list[Read] = []
         self.barrier = 0
         """The last slot proposed when this voter became leader: reads wait for it."""
         self.counter = 0
@@ -331,7 +334,7 @@ class Voter:
                 self._crash_amid(effects)
             else:
                 self._carry_out(effects)
-        if self.reads and self.up and isinstance(self.state.role, Leader):
+        if (self.reads or self.renewals) and self.up and isinstance(self.state.role, Leader):
             self._answer_reads()
 
     def _halted(self, why: str) -> None:
@@ -384,7 +387,8 @@ class Voter:
                 self._reply(client, Refusal(submit.id, RefusalReason.LEADERSHIP_LOST, 0, ""))
             self.waiting.clear()
             self.reads.clear()
-            self.leases, self.lease_round = None, 0
+            self.renewals.clear()
+            self.leases, self.lease_round, self.lease_session = None, 0, 0
 
     def _send_all(self, sends: tuple[Send, ...]) -> None:
         for send in sends:
@@ -631,8 +635,16 @@ class Voter:
     def _answer_reads(self) -> None:
         role = self.state.role
         assert isinstance(role, Leader)
+        counts = self.leases is not None or not self._lease_times_ms()
+        if counts:
+            self.reads[:0] = self.renewals
+            self.renewals.clear()
         while self.reads and self._may_answer(role, *self.reads[0][:2]):
-            _, _, must_see, renewal = self.reads.pop(0)
+            read = self.reads.pop(0)
+            _, _, must_see, renewal = read
+            if renewal is not None and not counts:
+                self.renewals.append(read)
+                continue
             if renewal is not None:
                 tenant, request = renewal
                 body = encode_body(self._renew(request))
@@ -664,9 +676,14 @@ class Voter:
         return self.leases.renew(request.leases, times_ms, self.clock_ms())
 
     def _expire_leases(self, role: Leader) -> None:
-        if role.beat_acked == self.lease_round or self.replica.slot < self.barrier:
-            return
         if not self.world.options.tenants:
+            return
+        self._open_lease_session(role)
+        if not self.up or not isinstance(role := self.state.role, Leader):
+            return
+        if role.beat_acked == self.lease_round:
+            return
+        if self.leases is None and not role.counted <= self.lease_session <= self.replica.slot:
             return
         times_ms, now_ms = self._lease_times_ms(), self.clock_ms()
         if self.leases is None:
@@ -689,12 +706,27 @@ class Voter:
                     Kind.ENGINE,
                     role.ballot,
                     self.world.now // 1000,
+                    self.lease_session,
                     command=encode_command(LeaseExpire(lease)),
                 )
             )
             for lease in expired
         )
         self.step(Propose(values))
+
+    def _open_lease_session(self, role: Leader) -> None:
+        if (
+            self.leases is not None
+            or self.lease_session >= role.counted
+            or self.replica.slot < self.barrier
+            or not self._lease_times_ms()
+            or self.world.core.room(self.state)[0] == 0
+            or not self._quorum_has_room(role)
+        ):
+            return
+        self.lease_session = role.next_slot
+        value = Value(Kind.OPEN, role.ballot, self.world.now // 1000, command=LEADER)
+        self.step(Propose((encode_value(value),)))
 
     def _lease_clock(self, times_ms: dict[int, int], now_ms: int) -> LeaseClock:
         heartbeat_ms = max(1, self.config.heartbeat_ticks * self.tick_us // 1000)

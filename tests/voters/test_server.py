@@ -43,6 +43,7 @@ from trex_core.messages import (
     StreamTip,
     Submit,
     Tip,
+    value_kind,
 )
 from trex_core.metadata.commands import (
     LEVEL,
@@ -57,6 +58,7 @@ from trex_core.metadata.commands import (
     encode_question,
 )
 from trex_core.roster import BEHIND_MS
+from trex_core.sessions import LEADER
 from trex_core.state import Follower, Leader, Receive, Send
 from trex_core.wire import (
     Channel,
@@ -761,6 +763,87 @@ async def test_a_renewal_tells_what_is_alive_when_it_is_answered(here, monkeypat
             real(to, message)
         reply = await asyncio.wait_for(renewed, SOON_S)
         assert msgspec.msgpack.decode(reply.body) == ([] if ends else [lease])
+
+
+async def test_an_expiry_of_an_earlier_leader_does_not_end_a_renewed_lease(here, monkeypatch):
+    """Nobody but the first leader has what it proposed last, the expiry of a lease. The second
+    renews the lease; the third recovers the expiry, and must not follow it."""
+    await here.start()
+    mute, cut = set(), set()
+    for voter in here.running.values():
+
+        def send(to, message, voter=voter, real=voter._transport.send):
+            if voter not in cut and not (voter in mute and isinstance(message, Accept)):
+                real(to, message)
+
+        def drain(most, voter=voter, real=voter._transport.drain):
+            return [event for event in real(most) if voter not in cut]
+
+        monkeypatch.setattr(voter._transport, "send", send)
+        monkeypatch.setattr(voter._transport, "drain", drain)
+
+    def led_by(*voters):
+        return next((v for v in voters if isinstance(v.state.role, Leader)), None)
+
+    first = await here.leader()
+    others = [voter for voter in here.running.values() if voter is not first]
+    grant = encode_command(LeaseGrant(400))
+    async with Asker(here.cluster, first.config.voter) as client:
+        session = await client.open_session()
+        lease = (await client.ask(lambda i: Submit(i, Kind.COMMAND, session, 1, 1, grant))).slot
+        await first.until(lambda: first._leases is not None, SOON_S)
+        mute.add(first)
+        lost = client.begin(lambda i: Submit(i, Kind.COMMAND, session, 2, 1, grant))
+
+        def expires():
+            held = [value for run in first.state.accepted for value in run.values]
+            return len(held) == 2 and value_kind(held[1]) == Kind.ENGINE
+
+        await first.until(expires, SOON_S)
+        last = first.state.last_accepted
+        cut.add(first)
+        await here.until(lambda: led_by(*others) and not led_by(first))
+        assert (await lost).reason == RefusalReason.LEADERSHIP_LOST
+    second = led_by(*others)
+    async with Asker(here.cluster, second.config.voter) as client:
+        renewed = await client.ask(lambda i: Renew(i, (lease,)))
+        assert msgspec.msgpack.decode(renewed.body) == [lease]
+    cut.add(second)
+    cut.discard(first)
+    mute.clear()
+    rest = [voter for voter in here.running.values() if voter is not second]
+    await here.until(lambda: (led := led_by(*rest)) and led.replica.applied >= last)
+    assert lease in led_by(*rest).replica.machine.state.leases
+
+
+async def test_a_renewal_waits_until_the_expiries_of_earlier_leaders_are_void(here, monkeypatch):
+    """The leader's session does not get fixed: renewals wait for it, other reads do not."""
+    await here.start()
+    leader = await here.leader()
+    held, opening = [], [True]
+    real = leader._transport.send
+
+    def send(to, message):
+        if not (opening[0] and isinstance(message, Accept) and LEADER in message.values[-1]):
+            real(to, message)
+        else:
+            held.append((to, message))
+
+    monkeypatch.setattr(leader._transport, "send", send)
+    async with Asker(here.cluster, leader.config.voter) as client:
+        session = await client.open_session()
+        grant = encode_command(LeaseGrant(60_000))
+        lease = (await client.ask(lambda i: Submit(i, Kind.COMMAND, session, 1, 1, grant))).slot
+        renewed = client.begin(lambda i: Renew(i, (lease,)))
+        question = encode_question(ConfigGet("a"))
+        for _ in range(3):
+            assert isinstance(await client.ask(lambda i: Query(i, question, True)), Answer)
+        await leader.until(lambda: len(held) >= 2, SOON_S)
+        assert isinstance(await client.ask(lambda i: Query(i, question, True)), Answer)
+        assert not renewed.done()
+        opening[0] = False
+        reply = await asyncio.wait_for(renewed, SOON_S)
+        assert msgspec.msgpack.decode(reply.body) == [lease]
 
 
 async def test_a_cluster_file_with_other_voters_than_slot_1_names_is_refused(tmp_path):
