@@ -28,8 +28,11 @@ from trex_core.state import (
     LearnedRecord,
     PromiseRecord,
     Receive,
+    Run,
     State,
+    above,
     contiguous,
+    overlay,
 )
 
 
@@ -43,8 +46,8 @@ def check_step(config: Config, before: State, event: Event, after: State, effect
         _require(not effects.records and not effects.fixed, "a step without change has no record")
     _check_promise(config, before, event, after, effects)
     _check_fixed(before, event, after, effects)
-    if after.accepted is not before.accepted:
-        _check_accepted(after)
+    if after.accepted is not before.accepted or effects.records:
+        _check_accepted(before, after, effects)
     _check_role(config, before, after)
     if effects.sends:
         _check_sends(after, effects)
@@ -113,13 +116,21 @@ def _check_fixed(before: State, event: Event, after: State, effects: Effects) ->
         _require(last == after.fixed, "I10: what is fixed is journalled")
 
 
-def _check_accepted(after: State) -> None:
+def _check_accepted(before: State, after: State, effects: Effects) -> None:
     slot = after.fixed
     for run in after.accepted:
         _require(bool(run.values), "no run is empty")
         _require(run.first > slot, "accepted runs are above fixed, ascending and disjoint")
         _require(run.ballot <= after.promised, "I6: an accept is a promise")
         slot = run.last
+    held = before.accepted
+    for record in effects.records:
+        if isinstance(record, AcceptRecord):
+            held = overlay(held, Run(record.first, record.ballot, record.values))
+    _require(
+        above(held, after.fixed) == after.accepted,
+        "I10: what is held is what was held and what is journalled as accepted",
+    )
 
 
 def _check_role(config: Config, before: State, after: State) -> None:
@@ -162,7 +173,7 @@ def _check_sends(after: State, effects: Effects) -> None:
                     "R1: a Prepare's ballot is promised first",
                 )
                 _require(first > 0, "slots start at 1")
-            case Promise(ballot=ballot, accepted=accepted):
+            case Promise(ballot=ballot, first=first, last=last, accepted=accepted):
                 _require(ballot == after.promised, "R2: a promise is of the promised ballot")
                 for pair in accepted:
                     held = contiguous(after.accepted, pair.first, pair.last, pair.ballot)
@@ -170,6 +181,11 @@ def _check_sends(after: State, effects: Effects) -> None:
                         len(held) == pair.last - pair.first + 1,
                         "R2: a promise names exactly what is held",
                     )
+                named = sum(pair.last - pair.first + 1 for pair in accepted)
+                _require(
+                    named == _slots_held(after, first, last or after.last_accepted),
+                    "R2: a promise hides nothing that is held",
+                )
             case Accepted(ballot=ballot, first=first, last=last):
                 _require(ballot <= after.promised, "I6: nothing is accepted above the promise")
                 above_fixed = max(first, after.fixed + 1)
@@ -185,6 +201,10 @@ def _check_sends(after: State, effects: Effects) -> None:
                 )
             case _:
                 pass
+
+
+def _slots_held(after: State, first: int, last: int) -> int:
+    return sum(max(0, min(run.last, last) - max(run.first, first) + 1) for run in after.accepted)
 
 
 def _held(after: State, first: int, values: tuple[bytes, ...]) -> bool:

@@ -411,6 +411,22 @@ _CHECKS = (
         _SPOILED,
     ),
     _one(
+        "unchecked-accepts",
+        "I10: no accept is forgotten, and none is held that is not journalled",
+        INVARIANTS,
+        "        above(held, after.fixed) == after.accepted,\n",
+        "        len(above(held, after.fixed)) >= 0,\n",
+        _SPOILED,
+    ),
+    _one(
+        "unchecked-omission-in-a-promise",
+        "R2: a promise hides nothing that is held",
+        INVARIANTS,
+        "                    named == _slots_held(after, first, last or after.last_accepted),\n",
+        "                    named >= 0,\n",
+        _SPOILED,
+    ),
+    _one(
         "unchecked-promise-that-hides",
         "R2: a promise names exactly what is held",
         INVARIANTS,

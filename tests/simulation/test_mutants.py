@@ -185,10 +185,10 @@ class RejectingVoter(Voter):
 
 
 class ImpatientVoter(Voter):
-    """Its leases end when half of their time is over."""
+    """Its leases end when a quarter of their time is over."""
 
     def _lease_times_ms(self):
-        return {lease: time_ms // 2 for lease, time_ms in super()._lease_times_ms().items()}
+        return {lease: time_ms // 4 for lease, time_ms in super()._lease_times_ms().items()}
 
 
 class StrictVoter(Voter):
