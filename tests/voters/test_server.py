@@ -43,6 +43,8 @@ from trex_core.messages import (
     StreamTip,
     Submit,
     Tip,
+    Value,
+    encode_value,
     value_kind,
 )
 from trex_core.metadata.commands import (
@@ -59,7 +61,7 @@ from trex_core.metadata.commands import (
 )
 from trex_core.roster import BEHIND_MS
 from trex_core.sessions import LEADER
-from trex_core.state import Follower, Leader, Receive, Send
+from trex_core.state import Follower, Leader, Learn, Receive, Send
 from trex_core.wire import (
     Channel,
     FrameBuffer,
@@ -844,6 +846,40 @@ async def test_a_renewal_waits_until_the_expiries_of_earlier_leaders_are_void(he
         opening[0] = False
         reply = await asyncio.wait_for(renewed, SOON_S)
         assert msgspec.msgpack.decode(reply.body) == [lease]
+
+
+async def test_a_leader_whose_session_was_not_fixed_after_all_opens_another(here, monkeypatch):
+    """What it learns in that slot is another leader's: what earlier ones proposed is not void yet."""
+    await here.start()
+    leader = await here.leader()
+    held = []
+    real = leader._transport.send
+
+    def send(to, message):
+        opens = isinstance(message, Accept) and any(LEADER in each for each in message.values)
+        if opens and message.first == leader._lease_session and not held:
+            held.append(message.first)
+        if not opens or message.first not in held:
+            real(to, message)
+
+    monkeypatch.setattr(leader._transport, "send", send)
+    async with Asker(here.cluster, leader.config.voter) as client:
+        session = await client.open_session()
+        grant = encode_command(LeaseGrant(60_000))
+        lease = (await client.ask(lambda i: Submit(i, Kind.COMMAND, session, 1, 1, grant))).slot
+        renewed = client.begin(lambda i: Renew(i, (lease,)))
+        await leader.until(lambda: bool(held), SOON_S)
+        state, (lost,) = leader.state, held
+        assert state.fixed == lost - 1
+        other = encode_value(Value(Kind.NOOP, Ballot(0, 0, 1)))
+        leader.inject(Learn(leader.config.voters[0], lost, state.chain, (other,), lost))
+        reply = await asyncio.wait_for(renewed, SOON_S)
+        assert msgspec.msgpack.decode(reply.body) == [lease]
+        owners = {name: each.owner for name, each in leader.replica.sessions.open.items()}
+        assert [name for name, owner in owners.items() if owner == LEADER] == [
+            leader._lease_session
+        ]
+        assert leader._lease_session > lost
 
 
 async def test_a_cluster_file_with_other_voters_than_slot_1_names_is_refused(tmp_path):
