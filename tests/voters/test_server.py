@@ -849,7 +849,7 @@ async def test_a_renewal_waits_until_the_expiries_of_earlier_leaders_are_void(he
 
 
 async def test_a_leader_whose_session_was_not_fixed_after_all_opens_another(here, monkeypatch):
-    """What it learns in that slot is another leader's: what earlier ones proposed is not void yet."""
+    """What it learns there is another leader's: what earlier ones proposed is not void yet."""
     await here.start()
     leader = await here.leader()
     held = []
