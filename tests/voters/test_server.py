@@ -873,13 +873,15 @@ async def test_a_leader_whose_session_was_not_fixed_after_all_opens_another(here
         assert state.fixed == lost - 1
         other = encode_value(Value(Kind.NOOP, Ballot(0, 0, 1)))
         leader.inject(Learn(leader.config.voters[0], lost, state.chain, (other,), lost))
+        await leader.until(lambda: leader.replica.applied >= lost, SOON_S)
+        tick = leader.state.tick
+        await leader.until(lambda: leader.state.tick > tick + 1, SOON_S)
+        assert leader._lease_session > lost
         reply = await asyncio.wait_for(renewed, SOON_S)
         assert msgspec.msgpack.decode(reply.body) == [lease]
-        owners = {name: each.owner for name, each in leader.replica.sessions.open.items()}
-        assert [name for name, owner in owners.items() if owner == LEADER] == [
-            leader._lease_session
-        ]
-        assert leader._lease_session > lost
+        sessions = leader.replica.sessions.open.items()
+        ours = [name for name, each in sessions if each.owner == LEADER]
+        assert ours == [leader._lease_session]
 
 
 async def test_a_cluster_file_with_other_voters_than_slot_1_names_is_refused(tmp_path):
