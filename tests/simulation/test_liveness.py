@@ -78,6 +78,7 @@ def test_a_core_that_is_healed_alone_commits_though_those_that_are_not_well_lead
     """Seed 1619: two voters that start again and again were elected, now one, now the other."""
     world = World(1619, draw(1619)).run()
     assert world.core_only and 0 < world.commit_after_ticks <= CORE_COMMIT_TICKS
+    assert world.leader_after_us > 0
 
 
 def test_slow_disks_still_elect():

@@ -26,6 +26,7 @@ from tests.simulator.replica import NEWER_LEVEL
 from tests.simulator.tenant import Tenant
 from tests.simulator.voter import Voter
 from trex_core import invariants, learner, paxos
+from trex_core.messages import Ballot
 from trex_core.quorum import Majority
 from trex_core.state import Leader, StartHandOver, chain_start
 from trex_core.wire import (
@@ -273,13 +274,17 @@ class World:
         options = self.options
         start = self.now
         longest_us = options.election_ticks_max * int(TICK_US * (1 + options.skew))
+        led_before = self._ballots_led()
         self.leader_after_us = -1
         self.commit_after_ticks = -1
         while True:
             for _ in range(25):
                 self.turn()
-            if self.leader_after_us < 0 and any(
-                isinstance(v.state.role, Leader) for v in self.well if v.up
+            # One of those that are not well may win an election too, if it is up long enough; but
+            # one that led before, and leads nobody since, is no leader.
+            if self.leader_after_us < 0 and (
+                any(isinstance(v.state.role, Leader) for v in self.well if v.up)
+                or self._ballots_led() - led_before
             ):
                 self.leader_after_us = self.now - start
             for client in self.clients:
@@ -291,17 +296,20 @@ class World:
                 raise Violation(f"the core commits nothing in {ticks} ticks: {self.describe()}")
             if all(c.stopping and c.idle for c in self.clients) and self._converged():
                 break
-            if (
-                not self.core_only  # those that are not well may lead; what counts is the commit
-                and self.leader_after_us < 0
-                and self.now - start > LEADER_PATIENCE * longest_us
-            ):
+            if self.leader_after_us < 0 and self.now - start > LEADER_PATIENCE * longest_us:
                 raise Violation(f"no leader after healing: {self.describe()}")
             if self.now - start > PATIENCE * longest_us + BACK_OFF_US:
                 raise Violation(f"no progress after healing: {self.describe()}")
         self.elections_to_leader = self.leader_after_us / longest_us
         self.elections_to_well = (self.now - start) / longest_us
         self.well_after_us = self.now - start
+
+    def _ballots_led(self) -> set[Ballot]:
+        return {
+            voter.state.role.ballot
+            for voter in self.voters.values()
+            if voter.up and isinstance(voter.state.role, Leader)
+        }
 
     def _converged(self) -> bool:
         slot = len(self.observer.log)
