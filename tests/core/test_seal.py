@@ -565,3 +565,10 @@ def test_what_is_signed_for_one_purpose_is_nothing_for_another():
     assert known.offer(offer)
     assert not known.offer(replace(offer, signature=SIGNER.words(as_offer)))
     assert not known.words(3, as_offer, offer.signature)
+
+
+def test_keys_of_another_length_are_none():
+    with pytest.raises(ValueError, match="32 bytes"):
+        Verifier({1: bytes(31)}, CLUSTER)
+    with pytest.raises(ValueError, match="seed"):
+        Signer(bytes(31), CLUSTER, 1)
