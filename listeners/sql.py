@@ -85,6 +85,8 @@ RELIEVE_S: Final = 2.0
 """How long a store that lacks memory waits for interrupted queries, in seconds."""
 CLOSE_S: Final = 2.0
 """How long closing waits for interrupted queries, in seconds."""
+HEADROOM_BYTES_MIN: Final = 256 << 20
+"""No query begins in a contained process that can map less than this."""
 ADDRESS_SPACE_MARGIN_BYTES: Final = 1 << 30
 """What :func:`contain_memory` leaves above what is mapped at its call, unless told otherwise."""
 
@@ -92,6 +94,7 @@ _ALLOCATOR_SETTINGS: Final = "DUCKDB_JE_MALLOC_CONF"
 _ARENAS_MAX_PARAMETER: Final = -8  # M_ARENA_MAX of <malloc.h>
 _ARENAS_MAX: Final = 2
 _FETCH_ROWS: Final = 2048
+_TAKEN: Final = "queries that run hold what memory there is; try again"
 _TOO_DEEP: Final = "a value of the result is nested too deeply; select a part of it"
 _REQUEST_MARGIN_BYTES: Final = 64
 _INTERRUPT_AGAIN_S: Final = 0.05
@@ -433,6 +436,7 @@ class Queries:
         """A query in the place just taken, which it gives back when it ends."""
         try:
             self._check_open()
+            _check_headroom()
             running = _Running(self, sql, rows_max, bytes_max)
             self.runners.submit(running.run)
         except BaseException:
@@ -524,6 +528,19 @@ def use_frugal_allocators() -> None:
         ctypes.CDLL(None).mallopt(_ARENAS_MAX_PARAMETER, _ARENAS_MAX)
 
 
+def _check_headroom() -> None:
+    """Raise :class:`SqlMemoryError` where this process is contained and near its bound: one more
+    query could take what its loop needs."""
+    bound, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if bound != resource.RLIM_INFINITY and bound - _mapped_bytes() < HEADROOM_BYTES_MIN:
+        raise SqlMemoryError(_TAKEN)
+
+
+def _mapped_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 def contain_memory(margin_bytes: int = ADDRESS_SPACE_MARGIN_BYTES) -> int:
     """Bound this process's address space to what is mapped now and ``margin_bytes`` more, so that
     a query that asks for gigabytes in one value fails alone. Returns the bound, in bytes.
@@ -532,8 +549,7 @@ def contain_memory(margin_bytes: int = ADDRESS_SPACE_MARGIN_BYTES) -> int:
     :func:`use_frugal_allocators`; an embedding program decides for itself. Without it such a query
     may take the machine's memory and cannot be interrupted meanwhile.
     """
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    bound = pages * os.sysconf("SC_PAGE_SIZE") + margin_bytes
+    bound = _mapped_bytes() + margin_bytes
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     if hard != resource.RLIM_INFINITY:
         bound = min(bound, hard)
@@ -619,7 +635,9 @@ class _Connection:
         except OSError:
             pass  # it hung up
         except MemoryError:
-            self._counts["sql_failures"] += 1  # a query took all there was; its client asks again
+            self._counts["sql_failures"] += 1
+            with suppress(OSError, MemoryError):
+                await self._answer(Failure("SqlMemoryError", _TAKEN))
         finally:
             self._connections.discard(self)
             self._writer.close()
@@ -670,8 +688,10 @@ class _Connection:
                 result = await self._run_query(request)
                 # In a thread: a large result would hold up the loop, which follows the stream.
                 message = await self._encoders.run(_encoded_answer, result)
-            except SqlError as error:
+            except (SqlError, MemoryError) as error:
                 self._counts["sql_failures"] += 1
+                if isinstance(error, MemoryError):
+                    error = SqlMemoryError(_TAKEN)
                 message = _framed(Failure(type(error).__name__, str(error)))
             tasks.cancel_scope.cancel()
 

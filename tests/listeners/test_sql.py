@@ -475,6 +475,31 @@ async def test_the_store_goes_on_beside_queries_that_take_all_memory(tmp_path):
     store.close()
 
 
+async def test_no_query_begins_where_one_more_could_take_what_the_loop_needs(store, monkeypatch):
+    queries = Queries(store.connect, queries_max=1)
+    bound = listeners.sql._mapped_bytes() + listeners.sql.HEADROOM_BYTES_MIN
+    for mapped, refused in ((bound - 1, True), (bound + (64 << 20), False)):
+        monkeypatch.setattr(listeners.sql.resource, "getrlimit", lambda _, m=mapped: (m, m))
+        for _ in range(2):  # the place is given back
+            if refused:
+                with pytest.raises(SqlMemoryError, match="try again"):
+                    await queries.run("SELECT 1")
+            else:
+                assert (await queries.run("SELECT 1")).rows == ((1,),)
+
+
+async def test_a_lack_of_memory_is_an_answer_and_the_next_one_may_have_it(tmp_path):
+    async def answer(request: Request) -> QueryResult:
+        if request.sql == "much":
+            raise MemoryError
+        return QueryResult(("n",), ("INTEGER",), ((1,),), 1, 0)
+
+    async with Service(tmp_path, answer) as service:
+        with pytest.raises(SqlMemoryError, match="try again"):
+            await query_socket_async(service.path, "much")
+        assert (await query_socket_async(service.path, "little")).rows == ((1,),)
+
+
 async def test_closing_interrupts_and_refuses(store):
     queries = Queries(store.connect)
 
