@@ -402,8 +402,9 @@ class Queries:
             raise
         if running.error is not None:
             raise running.error
-        assert running.result is not None
         result = running.result
+        if result is None:  # memory was short even for saying why
+            raise SqlMemoryError(_TAKEN)
         return msgspec.structs.replace(result, lag=max(result.lag, self._tip() - result.slot))
 
     def relieve(self) -> None:

@@ -1,6 +1,6 @@
 """Threads that are there before they are needed.
 
-This module alone starts the threads of a listener, all of them when it is opened. One started later
+This module alone starts the threads a listener works with, all when it is opened. One started later
 would be started by the loop; and when memory is short, as a query can make it, a new thread may end
 before it could say that it began: ``threading.Thread.start`` waits for that word without any bound,
 and the loop with it.
@@ -12,6 +12,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Final, Generic, TypeVar, TypeVarTuple, cast
 
@@ -70,7 +71,8 @@ class Workers:
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            job()
+            with suppress(MemoryError):  # where it was short even for telling so
+                job()
             del job  # it may hold much, and the next one may be long in coming
 
 

@@ -488,6 +488,19 @@ async def test_no_query_begins_where_one_more_could_take_what_the_loop_needs(sto
                 assert (await queries.run("SELECT 1")).rows == ((1,),)
 
 
+async def test_a_query_that_cannot_even_say_why_is_told_of_memory(store, monkeypatch):
+    def run(running):
+        listeners.sql.tell(running._loop, partial(running._queries.ended, running))
+        raise MemoryError
+
+    queries = Queries(store.connect, queries_max=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(listeners.sql._Running, "run", run)
+        with pytest.raises(SqlMemoryError, match="try again"):
+            await queries.run("SELECT 1")
+    assert (await queries.run("SELECT 1")).rows == ((1,),), "thread and place are free"
+
+
 async def test_a_lack_of_memory_is_an_answer_and_the_next_one_may_have_it(tmp_path):
     async def answer(request: Request) -> QueryResult:
         if request.sql == "much":

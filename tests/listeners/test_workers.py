@@ -99,6 +99,17 @@ async def test_a_job_that_is_done_is_not_held(pool):
     assert held() is None
 
 
+async def test_a_job_that_lacks_memory_ends_no_thread():
+    def lacking():
+        raise MemoryError
+
+    one = Workers("test")
+    one.submit(lacking)
+    with anyio.fail_after(NAP_S):
+        assert await one.run(divmod, 7, 2) == (3, 1)
+    one.close()
+
+
 def test_a_word_is_sent_again_when_there_was_no_memory_for_it(monkeypatch):
     monkeypatch.setattr(workers, "TELL_AGAIN_S", 0)
 
