@@ -165,7 +165,9 @@ class Client(FrameConnection):
             return
         if not self._replies:
             self.server.dirty.append(self)
-        self._replies.append(frame(self.server.identity, Channel.CLIENT, encode_body(message)))
+        reply = frame(self.server.identity, Channel.CLIENT, encode_body(message))
+        self._replies.append(reply)
+        self.server.reply_bytes += len(reply)
 
     def flush(self) -> None:
         """Write what was queued."""
@@ -225,6 +227,8 @@ class Gateway(FrameServer):
         self.others: Inbox[ClientRequest] = Inbox()
         """All other requests; the server takes them from here."""
         self.dirty: list[Client] = []
+        self.reply_bytes = 0
+        """Of all replies since the last flush."""
         self.held: list[Client] = []
         self._entry = entry
         self._names = names
@@ -308,6 +312,7 @@ class Gateway(FrameServer):
 
     def flush(self) -> None:
         """Write all queued replies, and let held clients speak again once there is room."""
+        self.reply_bytes = 0
         if self.dirty:
             dirty, self.dirty = self.dirty, []
             for client in dirty:

@@ -121,7 +121,9 @@ ROUNDS_IN_FLIGHT_MAX: Final = 2
 """Most heartbeat rounds begun for reads and not yet acknowledged; later reads share the next."""
 ANSWERS_S_PER_TURN: Final = 0.005
 """After so many seconds of one turn spent on requests, or on reads, the others wait for the next:
-pages of megabytes asked for in a row must neither stall the votes nor be all held at once."""
+pages of megabytes asked for in a row must not stall the votes."""
+ANSWERS_BYTES_PER_TURN: Final = 4 << 20
+"""The same in bytes of replies: those of one turn are held at once."""
 EXPIRIES_PER_TURN: Final = 64
 """Most leases proposed for expiry at once."""
 ROOM_ACK_HEARTBEATS: Final = 4
@@ -801,7 +803,7 @@ class Voter:
 
     def _take_requests(self) -> None:
         others = self._gateway.others
-        until_s = time.monotonic() + ANSWERS_S_PER_TURN
+        enough = self._enough_answered()
         while others:
             client, request = others.take()
             if not client.open:
@@ -819,9 +821,15 @@ class Voter:
                     self._snapshot_now.append(self._answering(client, request.id))
                 case Submit():
                     raise AssertionError("commands have their own queue")
-            if time.monotonic() >= until_s:
+            if enough():
                 self._schedule()
                 return
+
+    def _enough_answered(self) -> Callable[[], bool]:
+        """Asked after each answer: whether those since now were enough for one turn."""
+        until_s = time.monotonic() + ANSWERS_S_PER_TURN
+        bytes_max = self._gateway.reply_bytes + ANSWERS_BYTES_PER_TURN
+        return lambda: time.monotonic() >= until_s or self._gateway.reply_bytes >= bytes_max
 
     def _take_read(self, client: Client, request: Query | SessionQuery | Renew) -> None:
         role = self.state.role
@@ -867,7 +875,7 @@ class Voter:
         role = self.state.role
         if not isinstance(role, Leader):
             return
-        until_s = time.monotonic() + ANSWERS_S_PER_TURN
+        enough = self._enough_answered()
         counts = self._leases is not None or not self.replica.lease_times_ms()
         if counts:  # those that waited for that came first
             self._reads.extendleft(reversed(self._renewals))
@@ -896,7 +904,7 @@ class Voter:
                 case Renew(id=request_id):
                     body = encode_body(self._renew(read.request))
                     read.client.reply(Answer(request_id, self.replica.applied, body))
-            if time.monotonic() >= until_s:
+            if enough():
                 self._schedule()
                 return
 
