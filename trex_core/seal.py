@@ -129,7 +129,7 @@ def _head_of(identity: Identity) -> Frame:
 
 def _opened(data: bytes, head: Frame, cipher: AESGCM) -> Frame:
     try:
-        return replace(head, body=unsealed(data, head, cipher.decrypt))
+        return unsealed(data, head, cipher.decrypt)
     except InvalidTag:
         raise FrameError("tag") from None
 
@@ -157,31 +157,29 @@ class Sealer:
         purpose = _PEER if self._channel == Channel.PEER else _STREAM
         head = _head_of(self._identity)
         self._epoch = key.epoch
-        self._cipher = _sub_key(purpose, key.secret, self._identity.cluster_id, head, self._salt)
+        cipher = _sub_key(purpose, key.secret, self._identity.cluster_id, head, self._salt)
+        self._encrypt = cipher.encrypt
         self._word = int.from_bytes(self._salt[:4], "big") if purpose is _STREAM else 0
 
     def datagrams(self, body: bytes, receiver: int = 0) -> list[bytes]:
         """``body`` sealed as datagrams of at most DATAGRAM_BYTES_MAX bytes, for voter ``receiver``
         (0: for whoever hears it). Requires that it needs at most 255 of them."""
         size = DATAGRAM_BODY_BYTES_MAX
-        parts = max(1, (len(body) + size - 1) // size)
-        first = self.counter
-        self.counter += parts
+        if len(body) <= size:
+            return [self._seal(body, 0, 1, receiver)]
+        parts = (len(body) + size - 1) // size
         return [
-            sealed_frame(
-                self._identity,
-                self._channel,
-                body if parts == 1 else body[part * size : (part + 1) * size],
-                epoch=self._epoch,
-                salt=self._word,
-                counter=first + part,
-                part=part,
-                parts=parts,
-                receiver=receiver,
-                encrypt=self._cipher.encrypt,
-            )
+            self._seal(body[part * size : (part + 1) * size], part, parts, receiver)
             for part in range(parts)
         ]
+
+    def _seal(self, body: bytes, part: int, parts: int, receiver: int) -> bytes:
+        counter = self.counter
+        self.counter = counter + 1
+        return sealed_frame(
+            self._identity, self._channel, self._epoch, self._word, counter, part, parts, receiver,
+            body, self._encrypt,
+        )  # fmt: skip
 
 
 class StreamOpener:

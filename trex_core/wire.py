@@ -30,7 +30,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable
-from typing import Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import msgspec
 
@@ -50,6 +50,8 @@ from trex_core.state import Record
 MAGIC: Final = b"Tx"
 FORMAT_VERSION: Final = 1
 _HEADER: Final = struct.Struct(">2sBB16sHHQQIQBBHII16s")
+_SEALED: Final = struct.Struct(">2sBB16sHHQQIQBBHII")
+"""The same without the tag, which covers it."""
 HEADER_BYTES: Final = _HEADER.size
 CLUSTER_ID_BYTES: Final = 16
 DATAGRAM_BODY_BYTES_MAX: Final = DATAGRAM_BYTES_MAX - HEADER_BYTES
@@ -153,27 +155,31 @@ def frame(
 def body_bytes(header: bytes, cluster_id: bytes, bytes_max: int = TCP_BODY_BYTES_MAX) -> int:
     """Length of the body that follows ``header`` (its first HEADER_BYTES bytes) in a byte stream.
     Raises :class:`FrameError`: short, magic, version, cluster or length."""
-    if len(header) < HEADER_BYTES:
+    length: int = _fields(header, cluster_id, bytes_max)[13]
+    return length
+
+
+def _fields(data: bytes, cluster_id: bytes, bytes_max: int) -> tuple[Any, ...]:
+    """All fields of the header that ``data`` begins with. Raises as :func:`body_bytes`."""
+    if len(data) < HEADER_BYTES:
         raise FrameError("short")
-    fields = _HEADER.unpack_from(header)
+    fields = _HEADER.unpack_from(data)
     if fields[0] != MAGIC:
         raise FrameError("magic")
     if fields[1] != FORMAT_VERSION:
         raise FrameError("version")
     if fields[3] != cluster_id:
         raise FrameError("cluster")
-    length: int = fields[13]
-    if length > bytes_max:
+    if fields[13] > bytes_max:
         raise FrameError("length")
-    return length
+    return fields
 
 
 def unframe(data: bytes, cluster_id: bytes, channel: int) -> Frame:
     """Check one whole frame. Raises :class:`FrameError` and nothing else."""
-    length = body_bytes(data, cluster_id)
-    if len(data) != HEADER_BYTES + length:
+    fields = _fields(data, cluster_id, TCP_BODY_BYTES_MAX)
+    if len(data) != HEADER_BYTES + fields[13]:
         raise FrameError("length")
-    fields = _HEADER.unpack_from(data)
     body = data[HEADER_BYTES:]
     crc = zlib.crc32(data[64:], zlib.crc32(_ZERO_CRC, zlib.crc32(data[:60])))
     if crc != fields[14]:
@@ -191,33 +197,30 @@ def unframe(data: bytes, cluster_id: bytes, channel: int) -> Frame:
 def sealed_frame(
     identity: Identity,
     channel: int,
-    body: bytes,
-    *,
     epoch: int,
     salt: int,
     counter: int,
-    part: int = 0,
-    parts: int = 1,
-    receiver: int = 0,
+    part: int,
+    parts: int,
+    receiver: int,
+    body: bytes,
     encrypt: Cipher,
 ) -> bytes:
     """Frame ``body`` sealed by ``encrypt``, under the key of ``epoch`` (1 to 65,535)."""
-    fields = (
+    head = _SEALED.pack(
         MAGIC, FORMAT_VERSION, channel, identity.cluster_id, identity.sender, epoch,
-        identity.incarnation, identity.boot, salt, counter, part, parts, receiver, len(body),
+        identity.incarnation, identity.boot, salt, counter, part, parts, receiver, len(body), 0,
     )  # fmt: skip
-    head = _HEADER.pack(*fields, 0, _NO_TAG)[:_TAG_AT]
     sealed = encrypt(_nonce(counter), body, head)
     return b"".join((head, sealed[-TAG_BYTES:], sealed[:-TAG_BYTES]))
 
 
 def sealed_head(data: bytes, cluster_id: bytes, channel: int) -> Frame:
-    """What a sealed frame says of itself, its body still sealed: *nothing of it is known to be
-    true* before :func:`unsealed`. Raises :class:`FrameError` and nothing else."""
-    length = body_bytes(data, cluster_id)
-    if len(data) != HEADER_BYTES + length:
+    """What a sealed frame says of itself, without its body: *nothing of it is known to be true*
+    before :func:`unsealed`. Raises :class:`FrameError` and nothing else."""
+    fields = _fields(data, cluster_id, DATAGRAM_BODY_BYTES_MAX)
+    if len(data) != HEADER_BYTES + fields[13]:
         raise FrameError("length")
-    fields = _HEADER.unpack_from(data)
     if fields[2] != channel:
         raise FrameError("channel")
     epoch, part, parts = fields[5], fields[10], fields[11]
@@ -226,15 +229,20 @@ def sealed_head(data: bytes, cluster_id: bytes, channel: int) -> Frame:
     if not part < parts:
         raise FrameError("part")
     return Frame(
-        channel, fields[4], fields[6], fields[7], fields[8], fields[9], part, parts,
-        data[HEADER_BYTES:], epoch, fields[12],
+        channel, fields[4], fields[6], fields[7], fields[8], fields[9], part, parts, b"", epoch,
+        fields[12],
     )  # fmt: skip
 
 
-def unsealed(data: bytes, head: Frame, decrypt: Cipher) -> bytes:
-    """The body of the sealed frame ``data`` that says ``head`` of itself. Raises what ``decrypt``
-    raises when header, body or tag are not what was sealed."""
-    return decrypt(_nonce(head.counter), head.body + data[_TAG_AT:HEADER_BYTES], data[:_TAG_AT])
+def unsealed(data: bytes, head: Frame, decrypt: Cipher) -> Frame:
+    """The sealed frame ``data`` that says ``head`` of itself. Raises what ``decrypt`` raises when
+    header, body or tag are not what was sealed."""
+    sealed = data[HEADER_BYTES:] + data[_TAG_AT:HEADER_BYTES]
+    body = decrypt(_nonce(head.counter), sealed, data[:_TAG_AT])
+    return Frame(
+        head.channel, head.sender, head.incarnation, head.boot, head.salt, head.counter, head.part,
+        head.parts, body, head.epoch, head.receiver,
+    )  # fmt: skip
 
 
 def _nonce(counter: int) -> bytes:
