@@ -8,11 +8,11 @@ out of the window is told so once (:class:`Lagged`) and goes on with what there 
 
 from __future__ import annotations
 
+import asyncio
 from bisect import bisect_right
 from collections import deque
 from typing import Final, TypeAlias
 
-import anyio
 import anyio.lowlevel
 import msgspec
 
@@ -93,7 +93,7 @@ class Window:
         self._bytes_max = bytes_max
         self._changes = 0
         self._bytes = 0
-        self._moved: anyio.Event | None = None
+        self._waiting: dict[asyncio.Future[None], None] = {}
 
     def add(self, entry: SlotChanges | Reset, size_bytes: int) -> None:
         """Keep ``entry``; the oldest go when there are too many, the newest stays always."""
@@ -113,9 +113,9 @@ class Window:
         """All up to ``applied`` was added; wake whoever waits."""
         self.applied = applied
         self.tip = max(tip, applied)
-        moved, self._moved = self._moved, None
-        if moved is not None:
-            moved.set()
+        for each in self._waiting:
+            if not each.done():
+                each.set_result(None)
 
     def close(self, failure: Exception | None) -> None:
         """End all subscriptions: with ``failure``, or quietly once they have read what is kept."""
@@ -125,9 +125,12 @@ class Window:
 
     async def moved(self) -> None:
         """Wait for the next :meth:`advance`."""
-        if self._moved is None:
-            self._moved = anyio.Event()
-        await self._moved.wait()
+        moved = asyncio.get_running_loop().create_future()
+        self._waiting[moved] = None
+        try:
+            await moved
+        finally:
+            del self._waiting[moved]
 
     def number_after(self, slot: int) -> int:
         """The number of the first entry above ``slot``."""

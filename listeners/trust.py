@@ -65,6 +65,8 @@ class Trust:
 
     def may_verify(self) -> bool:
         """Whether a datagram's signature may be looked at: forgeries cost only so much a second."""
+        if self._failures_left >= FAILURES_PER_S:
+            return True
         now_s = time.monotonic()
         earned = (now_s - self._failures_s) * FAILURES_PER_S
         self._failures_left = min(self._failures_left + earned, float(FAILURES_PER_S))
@@ -74,19 +76,23 @@ class Trust:
 
     def spend(self) -> None:
         """A look was taken in vain."""
+        if self._failures_left >= FAILURES_PER_S:
+            self._failures_s = time.monotonic()
         self._failures_left -= 1
 
     def _verify(
         self, voter: int, ballot: Ballot, slot: int, chain: bytes, signature: bytes
     ) -> bool:
         good = self._verifier.tip(voter, ballot, slot, chain, signature)
-        self._failures_left -= not good
+        if not good:
+            self.spend()
         return good
 
     def words(self, voter: int, said: bytes, signature: bytes) -> bool:
         """Did ``voter`` say this of itself?"""
         good = len(signature) == SIGNATURE_BYTES and self._verifier.words(voter, said, signature)
-        self._failures_left -= not good
+        if not good:
+            self.spend()
         return good
 
     # --- answers over TCP, which come when asked for ------------------------------------------

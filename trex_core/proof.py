@@ -149,6 +149,23 @@ class Proof:
         """Whether nothing proves ``run`` yet."""
         return id(run) in self._runs
 
+    def alone(self, sender: int, run: StreamRun) -> list[tuple[int, StreamRun]] | None:
+        """As :meth:`proven` for one run that ends at its own tip, not verified yet, while nothing
+        else waits: all that a follower hears who misses nothing. None: it is no such run."""
+        last = run.first + len(run.values) - 1
+        if self._waiting or run.tip_slot != last or last <= self._done:
+            return None
+        if any(slot in self._anchors for slot in range(run.first, last + 1)):
+            return None
+        if chain_run(run.chain_before, run.first, run.values)[-1] != run.tip_chain:
+            return None
+        if not self.tip(tip_of(run)):
+            self._wait(sender, run)
+            return []
+        self._anchor(last, run.tip_chain)
+        self._anchor(run.first - 1, run.chain_before)
+        return [(sender, run)]
+
     def proven(
         self, heard: list[tuple[int, StreamRun]], tips: list[tuple[int, bytes]]
     ) -> list[tuple[int, StreamRun]]:

@@ -4,10 +4,10 @@ A *turn* is synchronous and is run whenever something came: datagrams, a finishe
 requests, a tick.  It drains what came (within bounds), folds ``step`` over it, each step checked
 by ``invariants.check_step`` before any of its effects leave, and then, in this order:
 
-1. what needs no disk is sent at once; records join the journal's next batch;
-2. votes wait for the sync of that batch, in the journal's thread, while this loop goes on; a vote
-   for oneself becomes an event of the turn that sees the sync done;
-3. fixed runs are applied, published to the stream, and answered to the clients that wait.
+1. what needs no disk is sent at once;
+2. fixed runs are applied, answered to the clients that wait, and published to the stream;
+3. records are handed to the journal's thread, in one batch. Votes wait for its sync, while this
+   loop goes on; a vote for oneself becomes an event of the turn that sees the sync done.
 
 A linearizable read, or a lease renewal, is answered once a heartbeat round begun after its arrival
 is acknowledged by an accept quorum, everything recovered by this leadership is fixed, and what was
@@ -501,7 +501,6 @@ class Voter:
         if self._reads:
             self._begin_round()
         self._propose(now_s)
-        self._write(ticked)
         self._apply()
         self._note_leadership()
         if self._reads or self._renewals:
@@ -514,6 +513,8 @@ class Voter:
         if self._changes:
             self._report()
         self._publish(now_s)
+        # Last: the sync thread wakes when this loop is about to wait, not while it holds the GIL.
+        self._write(ticked)
         if now_s >= self._next_second_s:
             self._next_second_s = now_s + 1.0
             self._each_second()
@@ -1093,19 +1094,8 @@ class Voter:
 
     def _publish(self, now_s: float) -> None:
         publisher = self._publisher
-        others = isinstance(self.state.role, Leader) and len(self.config.voters) > 1
-        requests, reports = self._transport.drain_repairs(
-            REPAIRS_PER_TURN, min(REPORTS_PER_TURN, self._reports_left)
-        )
-        for request in requests:
-            if others:  # a leader has better things to do; the asker names another next
-                self.count("repair.left_to_others")
-            else:
-                publisher.request(request)
-        self._reports_left -= len(reports)
-        for report in reports:
-            if not self._roster.heard(report, int(now_s * 1000)):
-                self.count("report.listeners_max")
+        if self._transport.repairs_ready:
+            self._hear_listeners(now_s)
         if publisher.waiting and publisher.pump(now_s) and self._pump_timer is None:
             self._pump_timer = self._loop.call_later(PUMP_AGAIN_S, self._pump_again)
         state = self.state
@@ -1122,6 +1112,22 @@ class Voter:
                 self._digest(now_s),
                 lambda bytes_max: self._roster.digest(now_ms, bytes_max),
             )
+
+    def _hear_listeners(self, now_s: float) -> None:
+        """Note what they want repaired, and what they report."""
+        others = isinstance(self.state.role, Leader) and len(self.config.voters) > 1
+        requests, reports = self._transport.drain_repairs(
+            REPAIRS_PER_TURN, min(REPORTS_PER_TURN, self._reports_left)
+        )
+        for request in requests:
+            if others:  # a leader has better things to do; the asker names another next
+                self.count("repair.left_to_others")
+            else:
+                self._publisher.request(request)
+        self._reports_left -= len(reports)
+        for report in reports:
+            if not self._roster.heard(report, int(now_s * 1000)):
+                self.count("report.listeners_max")
 
     def _pump_again(self) -> None:
         self._pump_timer = None

@@ -123,6 +123,80 @@ def test_in_any_order_cut_in_any_way_among_forgeries(seed):
     assert found == dict(enumerate(VALUES[:60], 1))
 
 
+def heard_one(one, heard, *, alone):
+    """What a follower believes of one datagram; ``alone``: by the short way, where there is one."""
+    if alone and (found := one.proof.alone(1, heard)) is not None:
+        return found
+    found = one.proof.proven([(1, heard)], [])
+    if one.proof.waits(heard) and one.proof.tip(tip_of(heard)):
+        found += one.proof.proven([], [(heard.tip_slot, heard.tip_chain)])
+    return found
+
+
+def _delivered(one, believed, slot):
+    """Deliver what continues slot ``slot``, as a follower does."""
+    for _, each in sorted(believed, key=lambda item: item[1].first):
+        if each.first == slot + 1:
+            values = each.values
+            chains = chain_run(each.chain_before, each.first, values)
+            one.proof.delivered(FixedRun(each.first, values, each.chain_before, chains))
+            slot += len(values)
+    one.proof.done(slot)
+    return slot
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_a_datagram_alone_is_believed_as_any_other(seed, monkeypatch):
+    draw = random.Random(seed)
+    monkeypatch.setattr(proof, "ANCHORS_MAX", draw.choice((3, 100)))
+    short, long = Believer(), Believer()
+    reached = {short: 0, long: 0}
+    kinds = Counter()
+    first = 1
+    while first <= 90:
+        last = first + draw.choice((0, 0, 0, 1, 2, 5))
+        ends = last if draw.random() < 0.8 else min(100, last + draw.randrange(4))
+        heard = run(first, last, ends)
+        kind = draw.choice(("genuine",) * 12 + ("lost", "again", "signature", "values", "before"))
+        match kind:
+            case "signature":
+                heard = replace(heard, signature=b"forged")
+            case "values":
+                heard = replace(heard, values=tuple(b"other" for _ in heard.values))
+            case "before":
+                heard = replace(heard, chain_before=draw.randbytes(32))
+            case "again":
+                again = draw.randrange(1, first + 1)
+                heard = run(again, again + draw.randrange(3))
+        contradicting = seed % 10 == 0 and first > 60
+        if contradicting:  # voters signed two things, or one disk lies
+            said = (b"evil %d" % first,)
+            chain = chain_run(CHAINS[first - 2], first - 1, (b"evil", *said))[0]
+            after = chain_run(chain, first, said)[0]
+            heard = StreamRun(
+                NO_BALLOT, first, chain, said, first, after, False, 1, signature(1, first, after)
+            )
+        if kind != "lost":
+            outcome = []
+            for one in (short, long):
+                try:
+                    found = heard_one(one, heard, alone=one is short)
+                    reached[one] = _delivered(one, found, reached[one])
+                    outcome.append((found, one.proof._anchors, set(one.proof._waiting)))
+                except ContradictionError as error:
+                    outcome.append((error.slot, error.chains))
+            assert outcome[0] == outcome[1], (kind, first)
+            assert short.counted == long.counted
+            assert reached[short] == reached[long]
+            kinds[kind] += 1
+            if contradicting:
+                return
+        if kind == "genuine" or draw.random() < 0.5:
+            first = last + 1
+    assert kinds["genuine"] > 5
+    assert short.verified <= long.verified
+
+
 def test_a_forged_tip_proves_nothing():
     one = Believer()
     evil = b"e" * 32
