@@ -351,20 +351,33 @@ class FrameBuffer:
         self._body_bytes_max = body_bytes_max
         self._data = bytearray()
 
+    @property
+    def unfinished(self) -> int:
+        """Bytes held of a frame that is not whole yet."""
+        return len(self._data)
+
     def feed(self, data: bytes) -> list[Frame]:
         """Take bytes; return the frames completed by them. Raises :class:`FrameError`: the
         connection is to be closed, since the stream cannot be cut any more."""
-        self._data += data
+        held = self._data
+        if held:
+            held += data
+            frames, rest = self._cut(held)
+            del held[:rest]
+        else:  # mostly what comes is whole, and need not be copied first
+            frames, rest = self._cut(data)
+            held += data[rest:]
+        return frames
+
+    def _cut(self, data: bytes | bytearray) -> tuple[list[Frame], int]:
+        """The whole frames in ``data``, and where what is left begins."""
         frames = []
-        start = 0
-        held = len(self._data)
+        start, held = 0, len(data)
         while held - start >= HEADER_BYTES:
-            head = bytes(self._data[start : start + HEADER_BYTES])
+            head = bytes(data[start : start + HEADER_BYTES])
             end = start + HEADER_BYTES + body_bytes(head, self._cluster_id, self._body_bytes_max)
             if end > held:
                 break
-            frames.append(unframe(bytes(self._data[start:end]), self._cluster_id, self._channel))
+            frames.append(unframe(bytes(data[start:end]), self._cluster_id, self._channel))
             start = end
-        if start:
-            del self._data[:start]
-        return frames
+        return frames, start

@@ -24,7 +24,7 @@ from typing import Final
 
 from trex_core.access import Holder
 from trex_core.cluster import ConfigError
-from trex_core.wire import HEADER_BYTES, Frame, FrameBuffer, FrameError
+from trex_core.wire import Frame, FrameBuffer, FrameError
 from voters.config import StartError
 from voters.credentials import other_end
 
@@ -231,10 +231,9 @@ class FrameConnection(asyncio.Protocol):
             return
         try:
             frames = self._buffer.feed(data)
-            done = sum(HEADER_BYTES + len(frame.body) for frame in frames)
             if self.known and (frames or not self.unfinished):
                 self.since = self.server.loop.time()
-            self._count_unfinished(self.unfinished + len(data) - done)
+            self._count_unfinished(self._buffer.unfinished)
             for frame in frames:
                 if self.open:
                     self.on_frame(frame)
