@@ -585,6 +585,38 @@ _BELIEF = (
         "core/test_proof.py::test_what_waits_is_bounded_in_slots_and_bytes",
     ),
     _one(
+        "alone-and-unsigned",
+        "a run that comes alone is believed only if a voter signed its tip",
+        PROOF,
+        "        if not self.tip(tip_of(run)):\n            self._wait(sender, run)\n",
+        "        if not self.tip(tip_of(run)) and not run:\n            self._wait(sender, run)\n",
+        "core/test_proof.py::test_a_datagram_alone_is_believed_as_any_other",
+    ),
+    _one(
+        "alone-beside-what-waits",
+        "what waits already may be proven by a run that comes alone",
+        PROOF,
+        "        if self._waiting or run.tip_slot != last or last <= self._done:\n",
+        "        if run.tip_slot != last or last <= self._done:\n",
+        "core/test_proof.py::test_a_datagram_alone_is_believed_as_any_other",
+    ),
+    _one(
+        "alone-against-what-is-proven",
+        "a run that comes alone is compared with what is proven",
+        PROOF,
+        "        if any(slot in self._anchors for slot in range(run.first, last + 1)):\n",
+        "        if any(slot in () for slot in range(run.first, last + 1)):\n",
+        "core/test_proof.py::test_a_datagram_alone_is_believed_as_any_other",
+    ),
+    _one(
+        "alone-under-another-chain",
+        "a run that comes alone leads to the tip that it tells",
+        PROOF,
+        "        if chain_run(run.chain_before, run.first, run.values)[-1] != run.tip_chain:\n",
+        "        if chain_run(run.chain_before, run.first, run.values)[-1] == bytes():\n",
+        "core/test_proof.py::test_a_datagram_alone_is_believed_as_any_other",
+    ),
+    _one(
         "proof-in-one-order-only",
         "a run proves the run before it",
         PROOF,
@@ -1362,6 +1394,14 @@ _DISK = (
 
 _LOOP = (
     _one(
+        "replies-without-bounds",
+        "the replies of one turn are bounded in bytes",
+        SERVER,
+        " or self._gateway.reply_bytes >= bytes_max\n",
+        "\n",
+        "voters/test_server.py::test_a_flood_of_large_reads_stalls_no_turn_and_is_not_held_at_once",
+    ),
+    _one(
         "votes-before-the-sync",
         "a vote leaves when its records are on the disk",
         SERVER,
@@ -1649,8 +1689,16 @@ _FOLLOWERS = (
         "forgeries-cost-without-limit",
         "forgeries cost only so much a second",
         TRUST,
-        "        self._failures_left -= not good\n        return good\n\n    def words",
-        "        return good\n\n    def words",
+        "        self._failures_left -= 1\n",
+        "",
+        "listeners/test_relay.py::test_forged_tips_use_up_what_may_be_looked_at",
+    ),
+    _one(
+        "forgeries-pause-for-nothing",
+        "a full allowance of wrong signatures begins to refill when the first is spent",
+        TRUST,
+        "            self._failures_s = time.monotonic()\n        self._failures_left -= 1\n",
+        "            pass\n        self._failures_left -= 1\n",
         "listeners/test_relay.py::test_forged_tips_use_up_what_may_be_looked_at",
     ),
     _one(
