@@ -51,6 +51,7 @@ from trex_core.proof import tip_of
 from trex_core.roster import REPORTS_PER_S_MAX, helper_address, sane
 from trex_core.seal import STREAM_SALT_BYTES, Sealer, StreamOpener
 from trex_core.shelf import Piece
+from trex_core.silence import Silence
 from trex_core.state import FixedRun
 from trex_core.wire import (
     HEADER_BYTES,
@@ -66,9 +67,6 @@ RECEIVE_BUFFER_BYTES: Final = 8 << 20
 """Socket receive buffer asked for; the kernel may grant less (``net.core.rmem_max``)."""
 TURN_DATAGRAMS_MAX: Final = 128
 """Most datagrams taken from one socket per turn of the loop, so that the loop stays fair."""
-ALONE_S: Final = 0.001
-"""After so many seconds of silence the first datagram is read alone. If there is another, the poll
-says so at once; to ask in vain costs a core that slept half of what opening the first one does."""
 INBOX_DATAGRAMS_MAX: Final = 512
 """Most datagrams held undecoded; above it they wait in the kernel's buffer."""
 REPORTS_HEARD_PER_S: Final = 4 * REPORTS_PER_S_MAX
@@ -379,8 +377,8 @@ class Source:
         self._closed = False
         self._loop = asyncio.get_running_loop()
         self._refresh_s = 0.0
-        self._drained_s = 0.0
-        """When datagrams were last read."""
+        self._stream_silence = Silence()
+        self._repair_silence = Silence()
         self._stream = _group_socket(cluster, cluster.stream.port)
         try:
             self._repair = _group_socket(cluster, cluster.stream.repair_port)
@@ -429,13 +427,15 @@ class Source:
 
     def _drain(self, readable: socket.socket, is_repair: bool) -> None:
         inbox, keep = self._inbox, self._keep
-        before_s, self._drained_s = self._drained_s, self._loop.time()
-        alone = self._drained_s - before_s > ALONE_S
+        silence = self._repair_silence if is_repair else self._stream_silence
+        alone = silence.alone(self._loop.time())
+        taken = 0
         room = 1 if alone else min(TURN_DATAGRAMS_MAX, INBOX_DATAGRAMS_MAX - len(inbox))
         try:
             for _ in range(room):
                 # One byte more than allowed, so that an oversized datagram fails its length check.
                 data = readable.recv(DATAGRAM_BYTES_MAX + 1)
+                taken += 1
                 if not is_repair:
                     self.counters["datagrams"] += 1
                     if keep is not None and not keep(data):
@@ -446,6 +446,8 @@ class Source:
             pass
         except OSError:
             self.counters["receive_errors"] += 1
+        if not alone:
+            silence.taken(taken, room)
         if len(inbox) >= INBOX_DATAGRAMS_MAX:
             self._pause()
         if inbox:

@@ -50,6 +50,7 @@ from trex_core.messages import (
 )
 from trex_core.roster import sane
 from trex_core.seal import KEY_BYTES, STREAM_SALT_BYTES, PeerOpener, Sealer, StreamOpener
+from trex_core.silence import Silence
 from trex_core.state import Receive
 from trex_core.wire import (
     DATAGRAM_BODY_BYTES_MAX,
@@ -86,9 +87,6 @@ TO_ALL: Final = Poll | Prepare | Accept | Heartbeat | ChainReport
 records it cannot have another voter believe that it was told so (to stop, say)."""
 RECEIVE_BYTES: Final = 2048
 """More than any datagram we send."""
-ALONE_S: Final = 0.001
-"""After so many seconds of silence the first datagram is read alone. If there is another, the poll
-says so at once; to ask in vain costs a core that slept half of what opening the first one does."""
 
 Address = tuple[str, int]
 
@@ -331,8 +329,7 @@ class Transport:
         self._addresses: dict[int, Address] = {}
         self._inbox: list[Receive] = []
         self._udp_ready = False
-        self._drained_s = 0.0
-        """When the peers' datagrams were last read."""
+        self._udp_silence = Silence()
         self.repairs_ready = False
         """Whether :meth:`drain_repairs` may have something."""
         self._reassembler = Reassembler()
@@ -508,8 +505,8 @@ class Transport:
             return heard
         self._udp_ready = False
         receive = self._udp.recv
-        before_s, self._drained_s = self._drained_s, self._loop.time()
-        alone = self._drained_s - before_s > ALONE_S
+        alone = self._udp_silence.alone(self._loop.time())
+        taken = 0
         for _ in range(1 if alone else datagrams_max):
             try:
                 data = receive(RECEIVE_BYTES)
@@ -518,6 +515,7 @@ class Transport:
             except OSError:
                 self._count("peer_udp.receive_failed")
                 break
+            taken += 1
             try:
                 part = self._opener.open(data)
                 if part.sender not in self._peers:
@@ -529,6 +527,8 @@ class Transport:
                     heard.append(self._received(part, decode_peer(body)))
             except FrameError as error:
                 self._count(f"peer_udp.dropped.{error.reason}")
+        if not alone:
+            self._udp_silence.taken(taken, datagrams_max)
         return heard
 
     def deliver_tcp(self, whole: Frame, body: bytes, serial: str) -> bool:

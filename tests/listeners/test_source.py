@@ -30,6 +30,7 @@ from listeners.source import (
 from listeners.trust import FAILURES_PER_S, Trust
 from tests.credentials import held
 from tests.listeners.backbone import BALLOT, DIGEST, Backbone, make_cluster
+from tests.slow import SlowTurns
 from trex_core.cluster import ConfigError
 from trex_core.messages import (
     CatchupEntries,
@@ -42,6 +43,7 @@ from trex_core.messages import (
     StreamTip,
     Value,
 )
+from trex_core.silence import ALONE_MAX
 from trex_core.wire import DATAGRAM_BODY_BYTES_MAX, Channel, Identity, encode_body, frame
 
 DEADLINE_S = 10
@@ -377,6 +379,36 @@ async def test_one_turn_takes_a_bounded_number(heard, monkeypatch):
     assert all(later - earlier <= 10 for earlier, later in itertools.pairwise(held))
     assert max(held) == 25, "the rest waits in the kernel"
     assert len(await messages(source, 40)) == 40
+
+
+async def test_a_program_with_slow_turns_does_not_read_one_datagram_in_each(heard, monkeypatch):
+    backbone, source = heard
+    monkeypatch.setattr(source, "_loop", SlowTurns())
+    turns = 0
+    for burst in range(1, 4):
+        for _ in range(100):
+            backbone.heartbeat()
+        while source.counters["datagrams"] < burst * 100:
+            await asyncio.sleep(0)  # a turn of the loop, not time
+            turns += 1
+            assert turns < burst * (ALONE_MAX + 4), source.counters["datagrams"]
+    assert len(await messages(source, 300)) == 300
+
+
+async def test_each_socket_has_a_silence_of_its_own(heard, monkeypatch):
+    backbone, source = heard
+    other = Source(backbone.cluster, held(backbone.cluster), Counter())
+    monkeypatch.setattr(source, "_loop", SlowTurns())
+    monkeypatch.setattr(listeners.source, "TURN_DATAGRAMS_MAX", 10)
+    for _ in range(100):
+        backbone.heartbeat()
+    turns = 0
+    while source.counters["datagrams"] < 100:
+        other.request(RepairRequest("other", 1, 1, 1))  # one at a time, which is not the stream's
+        await asyncio.sleep(0)
+        turns += 1
+        assert turns < ALONE_MAX + 15, source.counters["datagrams"]
+    other.close()
 
 
 async def test_wait_ends_by_wake_and_by_time(heard):

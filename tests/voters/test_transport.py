@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from tests.credentials import issue, on_stream, papers, stream_opener
+from tests.slow import SlowTurns
 from tests.voters.here import SOON_S, some_cluster
 from trex_core.access import Grant, voter_name
 from trex_core.messages import (
@@ -30,6 +31,7 @@ from trex_core.messages import (
     VoterDigest,
 )
 from trex_core.seal import Sealer
+from trex_core.silence import ALONE_MAX
 from trex_core.state import Receive
 from trex_core.wire import (
     DATAGRAM_BODY_BYTES_MAX,
@@ -189,6 +191,22 @@ async def test_interleaved_senders_are_put_together_each_for_itself(peers):
     await three.until(lambda: len(three.heard) == 10)
     sizes = Counter((r.sender, len(r.message.values[0])) for r in three.heard)
     assert sizes == {(1, 9_000): 5, (2, 8_000): 5}
+
+
+async def test_a_voter_with_slow_turns_does_not_read_one_datagram_in_each(peers, monkeypatch):
+    one = await peers(1)
+    datagrams = spoken(one, peers.cluster, Identity(peers.cluster.cluster_id_bytes, 2, 102, 2))
+    monkeypatch.setattr(one.transport, "_loop", SlowTurns())
+    turns = 0
+    monkeypatch.setattr(one.transport, "_on_input", lambda: None)  # the turns are those here
+    heard = 0
+    for burst in range(1, 4):
+        udp_to(peers.cluster, 1, *(datagrams(encode_body(BEAT))[0] for _ in range(50)))
+        while heard < burst * 50:
+            await asyncio.sleep(0)  # a turn of the loop, not time
+            heard += len(one.transport.drain(64))
+            turns += 1
+            assert turns < burst * (ALONE_MAX + 5), heard
 
 
 async def test_a_lost_part_loses_its_message_only(peers):
