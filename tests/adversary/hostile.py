@@ -185,7 +185,15 @@ def _length_made_right(self: Adversary, door: str) -> bytes:
     size = self.chance.randint(0, DATAGRAM_BYTES_MAX - HEADER_BYTES)
     body = (whole[HEADER_BYTES:] + self.chance.randbytes(64))[:size]
     if len(body) == len(whole) - HEADER_BYTES:
-        body += b"!"
+        body = body[:-1] or b"!"  # never longer than a datagram may be: that is a kind of its own
+    return whole[:56] + len(body).to_bytes(4, "big") + whole[60:HEADER_BYTES] + body
+
+
+def _too_long(self: Adversary, door: str) -> bytes:
+    """Longer than any datagram, and the header says so."""
+    whole = self.some(door).data
+    body = whole[HEADER_BYTES:] + self.chance.randbytes(DATAGRAM_BODY_BYTES_MAX + 64)
+    body = body[: DATAGRAM_BODY_BYTES_MAX + self.chance.randint(1, 64)]
     return whole[:56] + len(body).to_bytes(4, "big") + whole[60:HEADER_BYTES] + body
 
 
@@ -267,6 +275,7 @@ KINDS: Final[dict[str, Kind]] = {
     "cut": Kind(_cut, frozenset({"short", "length"})),
     "extended": Kind(_extended, frozenset({"length"})),
     "length made right": Kind(_length_made_right, frozenset({"tag", "replay"})),
+    "too long": Kind(_too_long, frozenset({"length"})),
     "field changed": Kind(_field, _HEAD | _SEAL),
     "spliced": Kind(_spliced, _HEAD | _SEAL),
     "replayed": Kind(_replayed, frozenset({"replay"})),

@@ -89,6 +89,18 @@ def test_every_flipped_bit_and_every_cut_is_refused(pair):
     assert opener.open(data).body == b"body", "what was refused left nothing behind"
 
 
+def test_what_is_longer_than_a_datagram_may_be_is_refused_though_its_seal_is_right(monkeypatch):
+    sealer, opener = stream_pair()
+    size = wire.DATAGRAM_BODY_BYTES_MAX
+    (longest,) = sealer.datagrams(bytes(size))
+    monkeypatch.setattr("trex_core.seal.DATAGRAM_BODY_BYTES_MAX", size + 1)
+    (longer,) = sealer.datagrams(bytes(size + 1))
+    assert (len(longest), len(longer)) == (DATAGRAM_BYTES_MAX, DATAGRAM_BYTES_MAX + 1)
+    assert opener.open(longest).body == bytes(size)
+    with pytest.raises(FrameError, match="length"):
+        opener.open(longer)
+
+
 def test_the_other_channel_the_other_cluster_and_the_other_key_do_not_open_it():
     stream, _ = stream_pair()
     peer, opener = peer_pair()

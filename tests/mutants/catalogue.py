@@ -16,6 +16,7 @@ from tests.simulator.mutants import MUTANTS as SIMULATED
 
 PAXOS, QUORUM, STATE = "trex_core/paxos.py", "trex_core/quorum.py", "trex_core/state.py"
 INVARIANTS, LEARNER = "trex_core/invariants.py", "trex_core/learner.py"
+SILENCE = "trex_core/silence.py"
 PROOF, SEAL, SHELF = "trex_core/proof.py", "trex_core/seal.py", "trex_core/shelf.py"
 SESSIONS, SNAPSHOT, WIRE = "trex_core/sessions.py", "trex_core/snapshot.py", "trex_core/wire.py"
 ACCESS, ROSTER = "trex_core/access.py", "trex_core/roster.py"
@@ -551,6 +552,22 @@ _BELIEF = (
         "                if waiting.chains[place] != chain:\n",
         "                if not chain:\n",
         "core/test_proof.py::test_in_any_order_cut_in_any_way_among_forgeries",
+    ),
+    _one(
+        "run-alone-is-believed-for-its-tip",
+        "a signed tip proves only the run whose chain ends there",
+        PROOF,
+        "        if chain_run(run.chain_before, run.first, run.values)[-1] != run.tip_chain:\n",
+        "        if not run.tip_chain:\n",
+        "core/test_proof.py::test_a_datagram_alone_is_believed_as_any_other",
+    ),
+    _one(
+        "busy-is-taken-for-silence",
+        "a loop that is busy reads all that waits, not one datagram a turn",
+        SILENCE,
+        "        if silent and self._alone_left:\n",
+        "        if silent:\n",
+        "core/test_silence.py::test_in_turns_that_take_long_nothing_is_left_behind_for_long",
     ),
     _one(
         "all-of-a-run-is-believed",
