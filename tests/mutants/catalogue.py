@@ -626,14 +626,6 @@ _BELIEF = (
         "core/test_proof.py::test_a_datagram_alone_is_believed_as_any_other",
     ),
     _one(
-        "alone-under-another-chain",
-        "a run that comes alone leads to the tip that it tells",
-        PROOF,
-        "        if chain_run(run.chain_before, run.first, run.values)[-1] != run.tip_chain:\n",
-        "        if chain_run(run.chain_before, run.first, run.values)[-1] == bytes():\n",
-        "core/test_proof.py::test_a_datagram_alone_is_believed_as_any_other",
-    ),
-    _one(
         "proof-in-one-order-only",
         "a run proves the run before it",
         PROOF,
