@@ -6,8 +6,8 @@ by ``invariants.check_step`` before any of its effects leave, and then, in this 
 
 1. what needs no disk is sent at once;
 2. fixed runs are applied, answered to the clients that wait, and published to the stream;
-3. records are handed to the journal's thread, in one batch. Votes wait for its sync, while this
-   loop goes on; a vote for oneself becomes an event of the turn that sees the sync done.
+3. records are handed to the journal's thread (before 2, if there is anything fixed). Votes wait for
+   the sync, while this loop goes on; a vote for oneself becomes an event of the turn that sees it.
 
 A linearizable read, or a lease renewal, is answered once a heartbeat round begun after its arrival
 is acknowledged by an accept quorum, everything recovered by this leadership is fixed, and what was
@@ -501,6 +501,8 @@ class Voter:
         if self._reads:
             self._begin_round()
         self._propose(now_s)
+        if self._fixed:  # to apply it and to tell of it takes longer than a wakeup: sync meanwhile
+            self._write(ticked)
         self._apply()
         self._note_leadership()
         if self._reads or self._renewals:
@@ -513,7 +515,7 @@ class Voter:
         if self._changes:
             self._report()
         self._publish(now_s)
-        # Last: the sync thread wakes when this loop is about to wait, not while it holds the GIL.
+        # Else last: the sync thread wakes when this loop is about to wait, not while it holds the GIL.
         self._write(ticked)
         if now_s >= self._next_second_s:
             self._next_second_s = now_s + 1.0
