@@ -515,7 +515,7 @@ class Voter:
         if self._changes:
             self._report()
         self._publish(now_s)
-        # Else last: the sync thread wakes when this loop is about to wait, not while it holds the GIL.
+        # Else last: the sync thread wakes when this loop is about to wait, and lets go of the GIL.
         self._write(ticked)
         if now_s >= self._next_second_s:
             self._next_second_s = now_s + 1.0
