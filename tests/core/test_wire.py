@@ -205,12 +205,15 @@ def test_a_byte_stream_is_cut_into_frames_however_it_arrives(step: int) -> None:
     bodies = [random.Random(n).randbytes(n * 37) for n in range(20)]
     stream = b"".join(wire.frame(IDENTITY, wire.Channel.CLIENT, body) for body in bodies)
     buffer = wire.FrameBuffer(CLUSTER, wire.Channel.CLIENT)
-    got = [
-        frame.body
-        for start in range(0, len(stream), step)
-        for frame in buffer.feed(stream[start : start + step])
-    ]
+    got, done = [], 0
+    for start in range(0, len(stream), step):
+        piece = stream[start : start + step]
+        frames = buffer.feed(piece)
+        got += [frame.body for frame in frames]
+        done += sum(wire.HEADER_BYTES + len(frame.body) for frame in frames)
+        assert buffer.unfinished == start + len(piece) - done
     assert got == bodies
+    assert buffer.unfinished == 0
 
 
 def test_a_stranger_cannot_make_the_buffer_grow() -> None:
