@@ -6,8 +6,9 @@ by ``invariants.check_step`` before any of its effects leave, and then, in this 
 
 1. what needs no disk is sent at once;
 2. fixed runs are applied, answered to the clients that wait, and published to the stream;
-3. records are handed to the journal's thread (before 2, if there is anything fixed). Votes wait for
-   the sync, while this loop goes on; a vote for oneself becomes an event of the turn that sees it.
+3. records are handed to the journal's thread (by a leader before 2, if anything is fixed). Votes
+   wait for the sync, while this loop goes on; a vote for oneself becomes an event of the turn that
+   sees it done.
 
 A linearizable read, or a lease renewal, is answered once a heartbeat round begun after its arrival
 is acknowledged by an accept quorum, everything recovered by this leadership is fixed, and what was
@@ -501,7 +502,8 @@ class Voter:
         if self._reads:
             self._begin_round()
         self._propose(now_s)
-        if self._fixed:  # to apply it and to tell of it takes longer than a wakeup: sync meanwhile
+        if self._fixed and self._leading != NO_BALLOT:
+            # To apply it, to answer and to tell of it takes a leader longer: sync meanwhile.
             self._write(ticked)
         self._apply()
         self._note_leadership()
