@@ -428,11 +428,10 @@ class Source:
     def _drain(self, readable: socket.socket, is_repair: bool) -> None:
         inbox, keep = self._inbox, self._keep
         silence = self._repair_silence if is_repair else self._stream_silence
-        alone = silence.alone(self._loop.time())
+        most = min(TURN_DATAGRAMS_MAX, INBOX_DATAGRAMS_MAX - len(inbox))
         taken = 0
-        room = 1 if alone else min(TURN_DATAGRAMS_MAX, INBOX_DATAGRAMS_MAX - len(inbox))
         try:
-            for _ in range(room):
+            for _ in range(silence.room(self._loop.time(), most)):
                 # One byte more than allowed, so that an oversized datagram fails its length check.
                 data = readable.recv(DATAGRAM_BYTES_MAX + 1)
                 taken += 1
@@ -446,8 +445,7 @@ class Source:
             pass
         except OSError:
             self.counters["receive_errors"] += 1
-        if not alone:
-            silence.taken(taken, room)
+        silence.taken(taken)
         if len(inbox) >= INBOX_DATAGRAMS_MAX:
             self._pause()
         if inbox:

@@ -22,22 +22,26 @@ long as there are, nothing is read alone."""
 class Silence:
     """What is known of one socket."""
 
-    __slots__ = ("_alone_left", "_read_s")
+    __slots__ = ("_alone_left", "_read_s", "_room")
 
     def __init__(self) -> None:
         self._read_s = 0.0
         self._alone_left = ALONE_MAX
+        self._room = 0
 
-    def alone(self, now_s: float) -> bool:
-        """The socket is readable: whether to read one datagram and no more. If not, it is to be
-        read until it is empty or enough was taken, and :meth:`taken` to be told."""
+    def room(self, now_s: float, most: int) -> int:
+        """The socket is readable: how many datagrams to read now, ``most`` or one. It is to be read
+        until it is empty or so many were taken, and :meth:`taken` to be told."""
         silent = now_s - self._read_s > ALONE_S
         self._read_s = now_s
         if silent and self._alone_left:
             self._alone_left -= 1
-            return True
-        return False
+            self._room = 0
+            return 1
+        self._room = most
+        return most
 
-    def taken(self, datagrams: int, room: int) -> None:
-        """So many were read, of at most ``room``."""
-        self._alone_left = ALONE_MAX if datagrams <= 1 and datagrams < room else 0
+    def taken(self, datagrams: int) -> None:
+        """So many were read. One that was read alone says nothing of others."""
+        if self._room:
+            self._alone_left = ALONE_MAX if datagrams <= 1 and datagrams < self._room else 0

@@ -505,9 +505,8 @@ class Transport:
             return heard
         self._udp_ready = False
         receive = self._udp.recv
-        alone = self._udp_silence.alone(self._loop.time())
         taken = 0
-        for _ in range(1 if alone else datagrams_max):
+        for _ in range(self._udp_silence.room(self._loop.time(), datagrams_max)):
             try:
                 data = receive(RECEIVE_BYTES)
             except BlockingIOError:
@@ -527,8 +526,7 @@ class Transport:
                     heard.append(self._received(part, decode_peer(body)))
             except FrameError as error:
                 self._count(f"peer_udp.dropped.{error.reason}")
-        if not alone:
-            self._udp_silence.taken(taken, datagrams_max)
+        self._udp_silence.taken(taken)
         return heard
 
     def deliver_tcp(self, whole: Frame, body: bytes, serial: str) -> bool:
@@ -583,8 +581,6 @@ class Transport:
         further ones are dropped undecoded."""
         wanted: list[RepairRequest] = []
         reports: list[ListenerReport] = []
-        if not self.repairs_ready:
-            return wanted, reports
         self.repairs_ready = False
         for _ in range(datagrams_max):
             try:

@@ -26,13 +26,12 @@ class Socket:
         if not self.waiting:
             return  # the poll says nothing
         self.reads += 1
-        if self._silence.alone(self.now_s):
-            self.waiting -= 1
-            return
-        taken = min(self.waiting, ROOM)
+        room = self._silence.room(self.now_s, ROOM)
+        assert room in (1, ROOM)
+        taken = min(self.waiting, room)
         self.waiting -= taken
-        self.asked_in_vain += taken < ROOM
-        self._silence.taken(taken, ROOM)
+        self.asked_in_vain += taken < room
+        self._silence.taken(taken)
 
 
 def test_in_a_quiet_cluster_few_datagrams_cost_a_second_look():
@@ -69,9 +68,12 @@ def test_in_turns_that_take_long_nothing_is_left_behind_for_long(seed):
 def test_a_read_that_was_cut_short_is_not_taken_for_silence():
     silence = Silence()
     now_s = 100.0
-    while silence.alone(now_s):
+    for _ in range(ALONE_MAX):
+        assert silence.room(now_s, ROOM) == 1
+        silence.taken(1)
         now_s += 1.0
-    silence.taken(1, 1)
-    assert not silence.alone(now_s + 1.0)
-    silence.taken(1, ROOM)
-    assert silence.alone(now_s + 2.0)
+    assert silence.room(now_s, 2) == 2, "it is asked whether there is another"
+    silence.taken(2)
+    assert silence.room(now_s + 1.0, ROOM) == ROOM
+    silence.taken(1)
+    assert silence.room(now_s + 2.0, ROOM) == 1
