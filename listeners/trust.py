@@ -30,9 +30,9 @@ from trex_core.shelf import Shelf
 from trex_core.state import FixedRun, chain_run
 
 FAILURES_PER_S: Final = 200
-"""Most signatures of datagrams found wrong in a second, and at once. The less is left of it, the
-more are passed over at random: in a flood of forgeries what is genuine has the same chance as each
-of them, whenever it comes."""
+"""Most signatures of datagrams found wrong in a second, and at once. Once less than half is left,
+the more are passed over at random the less is left: in a flood of forgeries what is genuine has the
+same chance as each of them, whenever it comes, and a few forgeries cost nothing genuine at all."""
 SHELF_SLOTS_MAX: Final = 8192
 """Most slots kept to help other listeners with."""
 SHELF_BYTES_MAX: Final = 8 << 20
@@ -72,7 +72,7 @@ class Trust:
         self._failures_left = min(self._failures_left + earned, float(FAILURES_PER_S))
         self._failures_s = now_s
         draw = random.random()  # noqa: S311 - gives each a chance, and hides nothing
-        return self._failures_left >= 1 and draw * FAILURES_PER_S < self._failures_left
+        return self._failures_left >= 1 and draw * FAILURES_PER_S < 2 * self._failures_left
 
     def spend(self) -> None:
         """A look was taken in vain."""

@@ -181,6 +181,30 @@ async def test_forged_tips_use_up_what_may_be_looked_at(backbone, monkeypatch):
     assert trust.may_verify()
 
 
+async def test_a_few_forgeries_cost_nothing_genuine(backbone, monkeypatch):
+    """However the draw falls: nothing is passed over until half of a second's worth was forged."""
+    monkeypatch.setattr(
+        listeners.trust, "time", SimpleNamespace(monotonic=lambda: 1000.0)
+    )  # nothing is earned back
+    drawn = 0.999
+    monkeypatch.setattr(listeners.trust.random, "random", lambda: drawn)
+    trust = trusting(backbone)
+    half = listeners.trust.FAILURES_PER_S // 2
+    for _ in range(half):
+        assert trust.may_verify()
+        trust.spend()
+    assert trust.may_verify()
+    trust.spend()
+    assert not trust.may_verify(), "from here on it is drawn"
+    drawn = 0.98
+    assert trust.may_verify()
+    for _ in range(half // 2):
+        trust.spend()
+    assert not trust.may_verify(), "and the chance is what is left of the half"
+    drawn = 0.48
+    assert trust.may_verify()
+
+
 async def test_what_contradicts_what_is_proven_stops_it(backbone):
     backbone.append(*workload(random.Random(2), 30))
     trust = trusting(backbone, tips=(30,), delivered=[(1, 30)])

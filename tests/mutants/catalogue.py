@@ -1711,6 +1711,14 @@ _FOLLOWERS = (
         "listeners/test_relay.py::test_forged_tips_use_up_what_may_be_looked_at",
     ),
     _one(
+        "one-forgery-costs-genuine-ones",
+        "nothing is passed over before half of a second's worth was forged",
+        TRUST,
+        " < 2 * self._failures_left\n",
+        " < self._failures_left\n",
+        "listeners/test_relay.py::test_a_few_forgeries_cost_nothing_genuine",
+    ),
+    _one(
         "answer-beyond-what-is-proven",
         "an answer to another listener ends at a tip that a voter signed",
         RELAY,
