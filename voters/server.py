@@ -487,6 +487,7 @@ class Voter:
         if self._synced_ready:
             self._synced_ready = False
             self._release(self._journal.completed())
+        self._apply()  # what the last turn put off
         for event in self._transport.drain(DATAGRAMS_PER_TURN):
             self._heard_s[event.sender] = now_s
             self._events.append(event)
@@ -502,10 +503,12 @@ class Voter:
         if self._reads:
             self._begin_round()
         self._propose(now_s)
-        if self._fixed and self._leading != NO_BALLOT:
+        leading = self._leading != NO_BALLOT
+        if self._fixed and leading:
             # To apply it, to answer and to tell of it takes a leader longer: sync meanwhile.
             self._write(ticked)
-        self._apply()
+        if leading or not self._votes:  # a follower's votes are waited for: it applies next turn
+            self._apply()
         self._note_leadership()
         if self._reads or self._renewals:
             self._answer_reads()

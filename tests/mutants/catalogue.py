@@ -1411,6 +1411,22 @@ _LOOP = (
         "voters/test_server.py::test_a_flood_of_large_reads_stalls_no_turn_and_is_not_held_at_once",
     ),
     _one(
+        "follower-applies-before-it-votes",
+        "a follower's votes do not wait for what it applies",
+        SERVER,
+        "        if leading or not self._votes:",
+        "        if leading or self._fixed:",
+        "voters/test_server.py::test_a_follower_votes_before_it_applies_and_applies_at_its_next_turn",
+    ),
+    _one(
+        "busy-follower-never-applies",
+        "what was put off for votes is applied at the next turn",
+        SERVER,
+        "        self._apply()  # what the last turn put off\n",
+        "",
+        "voters/test_server.py::test_a_follower_votes_before_it_applies_and_applies_at_its_next_turn",
+    ),
+    _one(
         "votes-before-the-sync",
         "a vote leaves when its records are on the disk",
         SERVER,

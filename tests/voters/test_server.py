@@ -430,6 +430,52 @@ async def test_a_write_goes_on_without_a_minority_and_the_missing_one_catches_up
     assert held_by(here.running[other]) == held_by(leader)
 
 
+async def test_a_follower_votes_before_it_applies_and_applies_at_its_next_turn(here, monkeypatch):
+    """Its votes are waited for; what it applies is not, but is never put off twice."""
+    await here.start()
+    leader = await here.leader()
+    follower = next(v for v in here.running.values() if v is not leader)
+    voted, put_off, wrong = False, 0, Counter()
+    began_at = 0  # what was applied when the turn had drained
+    drain, submit, turn = follower._transport.drain, follower._journal.submit, follower._turn
+
+    def drained(datagrams_max):
+        nonlocal began_at
+        wrong["put off twice"] += len(follower._fixed)
+        began_at = follower.replica.applied
+        return drain(datagrams_max)
+
+    def submitted(state):
+        nonlocal voted
+        voted = bool(follower._votes)
+        wrong["applied first"] += voted and follower.replica.applied > began_at
+        return submit(state)
+
+    def whole_turn():
+        nonlocal voted, put_off
+        voted = False
+        turn()
+        if follower._fixed:
+            put_off += 1
+            wrong["put off for nothing"] += not voted
+
+    monkeypatch.setattr(follower._transport, "drain", drained)
+    monkeypatch.setattr(follower._journal, "submit", submitted)
+    monkeypatch.setattr(follower, "_turn", whole_turn)
+    async with Asker(here.cluster, leader.config.voter) as client:
+        session = await client.open_session()
+        for first in range(1, 400, 8):  # several under way, so that an Accept tells what is fixed
+            puts = [client.begin(put(session, first + n)) for n in range(8)]
+            async with asyncio.timeout(SOON_S):
+                replies = await asyncio.gather(*puts)
+            assert all(reply.status == OutcomeStatus.APPLIED for reply in replies)
+    assert isinstance(leader.state.role, Leader)
+    assert put_off > 0
+    assert not wrong.total(), wrong
+    await here.until(lambda: follower.replica.applied == leader.replica.applied)
+    assert held_by(follower) == held_by(leader)
+
+
 async def test_votes_wait_for_the_disk_and_nothing_else_does(here, monkeypatch):
     """With its own disk standing still a leader commits through the others' disks; with theirs
     standing still it commits nothing, however long it waits for it."""
