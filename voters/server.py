@@ -5,7 +5,8 @@ requests, a tick.  It drains what came (within bounds), folds ``step`` over it, 
 by ``invariants.check_step`` before any of its effects leave, and then, in this order:
 
 1. what needs no disk is sent at once;
-2. fixed runs are applied, answered to the clients that wait, and published to the stream;
+2. fixed runs are applied, answered to the clients that wait, and published to the stream: by who
+   does not lead and owes votes only in its next turn, first thing after those that are synced left;
 3. records are handed to the journal's thread (by a leader before 2, if anything is fixed). Votes
    wait for the sync, while this loop goes on; a vote for oneself becomes an event of the turn that
    sees it done.
@@ -1037,6 +1038,7 @@ class Voter:
         """Write the oldest captured state in a thread; one at a time."""
         if self._snapshot_now:
             waiting, self._snapshot_now = self._snapshot_now, []
+            self._apply()  # of all that is fixed, what was put off for votes too
             genesis = self.state.genesis
             if genesis is None:
                 for reply in waiting:

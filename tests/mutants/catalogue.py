@@ -1427,6 +1427,22 @@ _LOOP = (
         "voters/test_server.py::test_a_follower_votes_before_it_applies_and_applies_at_its_next_turn",
     ),
     _one(
+        "what-was-put-off-goes-before-synced-votes",
+        "synced votes leave before what the last turn put off is applied",
+        SERVER,
+        "        if self._synced_ready:\n            self._synced_ready = False\n",
+        "        self._apply()\n        if self._synced_ready:\n            self._synced_ready = False\n",
+        "voters/test_server.py::test_a_follower_votes_before_it_applies_and_applies_at_its_next_turn",
+    ),
+    _one(
+        "snapshot-now-without-what-was-put-off",
+        "a snapshot taken now is of all that is fixed",
+        SERVER,
+        "            self._apply()  # of all that is fixed, what was put off for votes too\n",
+        "",
+        "voters/test_server.py::test_a_snapshot_now_holds_what_a_follower_put_off",
+    ),
+    _one(
         "votes-before-the-sync",
         "a vote leaves when its records are on the disk",
         SERVER,

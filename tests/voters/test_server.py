@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import select
 import shutil
 import socket
 import threading
@@ -431,13 +432,16 @@ async def test_a_write_goes_on_without_a_minority_and_the_missing_one_catches_up
 
 
 async def test_a_follower_votes_before_it_applies_and_applies_at_its_next_turn(here, monkeypatch):
-    """Its votes are waited for; what it applies is not, but is never put off twice."""
+    """Its votes are waited for; what it applies is not, but is never put off twice, and not done
+    before synced votes leave either."""
     await here.start()
     leader = await here.leader()
     follower = next(v for v in here.running.values() if v is not leader)
-    voted, put_off, wrong = False, 0, Counter()
-    began_at = 0  # what was applied when the turn had drained
+    voted, put_off_before = False, False
+    put_off, left, wrong = 0, 0, Counter()
+    began_at = ended_at = 0  # what was applied when a turn had drained, and when one was over
     drain, submit, turn = follower._transport.drain, follower._journal.submit, follower._turn
+    send = follower._transport.send
 
     def drained(datagrams_max):
         nonlocal began_at
@@ -451,15 +455,27 @@ async def test_a_follower_votes_before_it_applies_and_applies_at_its_next_turn(h
         wrong["applied first"] += voted and follower.replica.applied > began_at
         return submit(state)
 
+    def sent(to, message):
+        nonlocal left
+        if isinstance(message, Accepted) and put_off_before:
+            left += 1
+            wrong["applied before synced votes left"] += follower.replica.applied > ended_at
+        send(to, message)
+
     def whole_turn():
-        nonlocal voted, put_off
-        voted = False
+        nonlocal voted, put_off, put_off_before, ended_at
+        voted, put_off_before = False, bool(follower._fixed)
+        if put_off_before and put_off % 2:  # half of them: the sync is done by the next turn
+            assert select.select([follower._journal.wakeup_fd], [], [], SOON_S)[0]
+            follower._on_synced()
         turn()
+        ended_at = follower.replica.applied
         if follower._fixed:
             put_off += 1
             wrong["put off for nothing"] += not voted
 
     monkeypatch.setattr(follower._transport, "drain", drained)
+    monkeypatch.setattr(follower._transport, "send", sent)
     monkeypatch.setattr(follower._journal, "submit", submitted)
     monkeypatch.setattr(follower, "_turn", whole_turn)
     async with Asker(here.cluster, leader.config.voter) as client:
@@ -471,6 +487,7 @@ async def test_a_follower_votes_before_it_applies_and_applies_at_its_next_turn(h
             assert all(reply.status == OutcomeStatus.APPLIED for reply in replies)
     assert isinstance(leader.state.role, Leader)
     assert put_off > 0
+    assert left > 0
     assert not wrong.total(), wrong
     await here.until(lambda: follower.replica.applied == leader.replica.applied)
     assert held_by(follower) == held_by(leader)
@@ -598,6 +615,35 @@ async def test_a_snapshot_now_is_durable_when_answered(here):
         slot = msgspec.msgpack.decode(reply.body)
         assert (here.path(me) / "snapshots" / f"{int(slot):016d}.snapshot").exists()
         assert int(slot) == leader.status().snapshot_slot
+
+
+async def test_a_snapshot_now_holds_what_a_follower_put_off(here, monkeypatch):
+    """Asked for in the turn that fixes slot 1, it would be of slot 0: a file that never is."""
+    await here.start()
+    leader = await here.leader()
+    follower = next(v for v in here.running.values() if v is not leader)
+    asked: list[int] = []
+    told: asyncio.Future[tuple[bool, str]] = asyncio.get_running_loop().create_future()
+    propose = follower._propose
+
+    def proposed(now_s):
+        propose(now_s)
+        if follower._fixed and follower._votes and not asked:
+            asked.append(follower.state.fixed)
+            follower._snapshot_now.append(lambda done, slot: told.set_result((done, slot)))
+
+    monkeypatch.setattr(follower, "_propose", proposed)
+    async with Asker(here.cluster, leader.config.voter) as client:
+        session = await client.open_session()
+        for first in range(1, 400, 8):  # several under way, so that an Accept tells what is fixed
+            puts = [client.begin(put(session, first + n)) for n in range(8)]
+            async with asyncio.timeout(SOON_S):
+                await asyncio.gather(*puts)
+    assert asked
+    done, slot = await asyncio.wait_for(told, SOON_S)
+    assert (done, int(slot)) == (True, asked[0])
+    me = follower.config.voter
+    assert (here.path(me) / "snapshots" / f"{int(slot):016d}.snapshot").exists()
 
 
 async def test_a_handover_moves_the_leader_and_fails_no_write(here):
