@@ -9,6 +9,7 @@ It also keeps what was delivered lately, on a ``shelf``, to tell it again to oth
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections import Counter
@@ -30,9 +31,15 @@ from trex_core.shelf import Shelf
 from trex_core.state import FixedRun, chain_run
 
 FAILURES_PER_S: Final = 200
-"""Most signatures of datagrams found wrong in a second, and at once. Once less than half is left,
-the more are passed over at random the less is left: in a flood of forgeries what is genuine has the
-same chance as each of them, whenever it comes, and a few forgeries cost nothing genuine at all."""
+"""Most signatures of datagrams found wrong in a second, and at once."""
+FORGED_FREE: Final = 100
+"""So many forgeries of late cost nothing genuine. When more came, each is looked at with the chance
+of FORGED_FREE in as many as came: what is genuine has the same chance as each forgery, whenever it
+comes. Were the chance what is left of FAILURES_PER_S, a burst just before a heartbeat would leave
+none for that."""
+LATE_S: Final = 0.55
+"""After this time one in e counts of what came. So of a flood FORGED_FREE / LATE_S are looked at in
+a second: a little less than FAILURES_PER_S, which is hardly ever used up then."""
 SHELF_SLOTS_MAX: Final = 8192
 """Most slots kept to help other listeners with."""
 SHELF_BYTES_MAX: Final = 8 << 20
@@ -49,7 +56,8 @@ class Trust:
         self._verifier = Verifier(credentials.keys.public, cluster.cluster_id_bytes)
         self._counters = counters
         self._failures_left = float(FAILURES_PER_S)
-        self._failures_s = 0.0
+        self._forged = 0.0  # of late, and passed over
+        self._forged_s = 0.0
         self.proof: Final = Proof(self._verify, self._count)
         self.shelf: Final = Shelf(
             self._count,
@@ -65,19 +73,26 @@ class Trust:
 
     def may_verify(self) -> bool:
         """Whether a datagram's signature may be looked at: forgeries cost only so much a second."""
-        if self._failures_left >= FAILURES_PER_S:
+        if not self._forged:
             return True
         now_s = time.monotonic()
-        earned = (now_s - self._failures_s) * FAILURES_PER_S
+        passed_s, self._forged_s = now_s - self._forged_s, now_s
+        earned = passed_s * FAILURES_PER_S
         self._failures_left = min(self._failures_left + earned, float(FAILURES_PER_S))
-        self._failures_s = now_s
+        self._forged *= math.exp(-passed_s / LATE_S)
+        if self._forged < 1 and self._failures_left >= FAILURES_PER_S:
+            self._forged = 0.0  # until the next one no clock is asked
         draw = random.random()  # noqa: S311 - gives each a chance, and hides nothing
-        return self._failures_left >= 1 and draw * FAILURES_PER_S < 2 * self._failures_left
+        if self._failures_left >= 1 and draw * self._forged < FORGED_FREE:
+            return True
+        self._forged += 1
+        return False
 
     def spend(self) -> None:
         """A look was taken in vain."""
-        if self._failures_left >= FAILURES_PER_S:
-            self._failures_s = time.monotonic()
+        if not self._forged:
+            self._forged_s = time.monotonic()
+        self._forged += 1
         self._failures_left -= 1
 
     def _verify(

@@ -182,15 +182,15 @@ async def test_forged_tips_use_up_what_may_be_looked_at(backbone, monkeypatch):
 
 
 async def test_a_few_forgeries_cost_nothing_genuine(backbone, monkeypatch):
-    """However the draw falls: nothing is passed over until half of a second's worth was forged."""
+    """However the draw falls: nothing is passed over until FORGED_FREE were forged of late."""
     monkeypatch.setattr(
         listeners.trust, "time", SimpleNamespace(monotonic=lambda: 1000.0)
     )  # nothing is earned back
     drawn = 0.999
     monkeypatch.setattr(listeners.trust.random, "random", lambda: drawn)
     trust = trusting(backbone)
-    half = listeners.trust.FAILURES_PER_S // 2
-    for _ in range(half):
+    free = listeners.trust.FORGED_FREE
+    for _ in range(free):
         assert trust.may_verify()
         trust.spend()
     assert trust.may_verify()
@@ -198,11 +198,33 @@ async def test_a_few_forgeries_cost_nothing_genuine(backbone, monkeypatch):
     assert not trust.may_verify(), "from here on it is drawn"
     drawn = 0.98
     assert trust.may_verify()
-    for _ in range(half // 2):
+    for _ in range(free // 2):
         trust.spend()
-    assert not trust.may_verify(), "and the chance is what is left of the half"
+    assert not trust.may_verify(), "and the chance is that of each of so many"
     drawn = 0.48
     assert trust.may_verify()
+
+
+@pytest.mark.parametrize("forged", [24, 240, 800])
+async def test_a_burst_before_each_heartbeat_leaves_it_its_chance(backbone, monkeypatch, forged):
+    """When a heartbeat comes is no secret. To forge just before each, rather than evenly, hides not
+    many more of them; and no more is looked at, in however short a time that many come."""
+    now_s = 1000.0
+    monkeypatch.setattr(listeners.trust, "time", SimpleNamespace(monotonic=lambda: now_s))
+    monkeypatch.setattr(listeners.trust.random, "random", random.Random(11).random)
+    trust = trusting(backbone)
+    seen, looked, beats, beat_s = 0, 0, 1000, 0.08
+    for _ in range(beats):
+        for _ in range(forged):
+            if trust.may_verify():
+                trust.spend()
+                looked += 1
+        seen += trust.may_verify()
+        now_s += beat_s
+    a_second = listeners.trust.FAILURES_PER_S
+    assert looked <= a_second * (1 + beats * beat_s)
+    share = a_second / (forged / beat_s)  # if what comes were drawn, and nobody knew when
+    assert seen >= 0.7 * share * beats
 
 
 async def test_what_contradicts_what_is_proven_stops_it(backbone):
