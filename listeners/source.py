@@ -548,8 +548,10 @@ class Source:
             else:
                 believed.append(heard)
         proof = self.trust.proof
-        if len(runs) == 1 and not anchors and self.trust.may_verify():
-            alone = proof.alone(*runs[0])
+        drawn: bool | None = None  # of a run alone, which is drawn once as any other
+        if len(runs) == 1 and not anchors:
+            drawn = self.trust.may_verify()
+            alone = proof.alone(*runs[0]) if drawn else None
             if alone is not None:
                 believed.extend(alone)
                 return
@@ -562,7 +564,11 @@ class Source:
             random.shuffle(runs)
         else:
             runs.sort(key=lambda each: each[1].tip_slot, reverse=True)
-        unproven = (run for _, run in runs if proof.waits(run) and self.trust.may_verify())
+        unproven = (
+            run
+            for _, run in runs
+            if proof.waits(run) and (self.trust.may_verify() if drawn is None else drawn)
+        )
         for run in islice(unproven, TIPS_TRIED_MAX):
             if proof.tip(tip_of(run)):
                 tip = (run.tip_slot, run.tip_chain)

@@ -350,6 +350,20 @@ async def test_a_flood_of_forged_runs_cannot_choose_which_tips_are_looked_at(
     assert 10 <= believed <= 45, "about a quarter: the same chance as each forgery"
 
 
+async def test_a_run_alone_is_drawn_once(heard, monkeypatch):
+    """Twice would give runs twice the chance of heartbeats, in a flood of forged runs."""
+    backbone, source = heard
+    drawn = []
+    monkeypatch.setattr(source.trust, "may_verify", lambda: bool(drawn.append(1)))
+    (data,) = backbone.sealed(
+        Identity(backbone.cluster.cluster_id_bytes, 1, 7, 1),
+        encode_body(backbone.run(backbone.tip, backbone.tip)),
+    )
+    source._inbox.append((False, data))
+    assert source.take() is None
+    assert len(drawn) == 1
+
+
 async def test_random_bytes_never_come_out_nor_stop_it(heard):
     backbone, source = heard
     draw = random.Random(5)
