@@ -12,12 +12,14 @@ import hashlib
 import random
 import socket
 import ssl
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from typing import Final
 
 from msgspec.structs import replace
 
+from dashboard.ports import PortBlock
 from tests.credentials import on_stream, papers, stream_opener
 from trex_core.access import voter_name
 from trex_core.cluster import ClusterConfig, StreamConfig, VoterEntry
@@ -61,23 +63,24 @@ DIGEST = VoterDigest("leader", BALLOT, 0, 0, 0, 0, 0, 0, "test")
 CHUNK_BYTES = 1000
 
 
-def free_ports(count: int) -> list[int]:
-    """TCP and UDP ports free a moment ago."""
-    held = []
-    for _ in range(count):
-        probe = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        probe.bind(("127.0.0.1", 0))
-        held.append(probe)
-    ports = [probe.getsockname()[1] for probe in held]
-    for probe in held:
-        probe.close()
-    return ports
+BLOCKS_HELD: Final = 32
+_blocks: deque[PortBlock] = deque()
+
+
+def free_ports() -> tuple[int, ...]:
+    """Ports that nobody else takes, if they are bound or not: no other test, and not the kernel for
+    whoever sends or connects. Held for the newest BLOCKS_HELD that asked; a test needs one or two.
+    """
+    _blocks.append(PortBlock())
+    if len(_blocks) > BLOCKS_HELD:
+        _blocks.popleft().close()
+    return _blocks[-1].ports
 
 
 def make_cluster(voters: int = 3) -> ClusterConfig:
     """A cluster file's contents, with a group and ports of its own."""
     draw = random.SystemRandom()
-    ports = free_ports(voters * 3)
+    stream_port, _repair_port, *ports = free_ports()
     return ClusterConfig(
         name="test",
         cluster_id=f"{draw.getrandbits(128):032x}",
@@ -87,7 +90,7 @@ def make_cluster(voters: int = 3) -> ClusterConfig:
         ),
         stream=StreamConfig(
             group=f"239.255.{draw.randrange(1, 255)}.{draw.randrange(1, 255)}",
-            port=draw.randrange(20000, 60000),
+            port=stream_port,
         ),
     )
 
