@@ -504,11 +504,10 @@ class Voter:
         if self._reads:
             self._begin_round()
         self._propose(now_s)
-        leading = self._leading != NO_BALLOT
-        if self._fixed and leading:
+        if self._fixed and self._leading != NO_BALLOT:
             # To apply it, to answer and to tell of it takes a leader longer: sync meanwhile.
             self._write(ticked)
-        if leading or not self._votes:  # a follower's votes are waited for: it applies next turn
+        if not self._votes:  # a follower's are waited for: it applies at its next turn
             self._apply()
         self._note_leadership()
         if self._reads or self._renewals:

@@ -1414,8 +1414,8 @@ _LOOP = (
         "follower-applies-before-it-votes",
         "a follower's votes do not wait for what it applies",
         SERVER,
-        "        if leading or not self._votes:",
-        "        if leading or self._fixed:",
+        "        if not self._votes:  # a follower's",
+        "        if self._fixed:  # a follower's",
         "voters/test_server.py::test_a_follower_votes_before_it_applies_and_applies_at_its_next_turn",
     ),
     _one(
@@ -1511,7 +1511,7 @@ _LOOP = (
         "proposals are refused while too few disks have room",
         SERVER,
         "        if not self._quorum_has_room(role):\n",
-        "        if not slots:\n",
+        "        if not role:\n",
         "voters/test_server.py::test_full_disks_refuse_proposals_and_room_lets_them_pass",
     ),
     _one(
