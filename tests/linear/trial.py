@@ -124,40 +124,42 @@ async def run_trial(
         )
         load = Load(machines, config, listener, random.Random(seed), reader)
         grounds = Field(machines, load, driver, cable)
-        async with anyio.create_task_group() as ears:
-            ears.start_soon(_subscribe, listener, follower)
-            ears.start_soon(_resume, listener, resuming, figures)
+        async with anyio.create_task_group() as reading:
             if machines.cut:
-                ears.start_soon(reader.follow)
-            async with anyio.create_task_group() as group:
-                for number in range(CLIENTS):
-                    group.start_soon(load.client, f"c{number}")
-                for number in range(CONTENDERS):
-                    group.start_soon(load.contender, f"l{number}")
-                await load.more(50)
-                figures.started_s = time.monotonic() - began
-                while True:
-                    for harm in harms:
-                        grounds.harm = harm.__name__
-                        since_s = time.monotonic()
-                        await harm(grounds)
-                        figures.harms_s[harm.__name__] = time.monotonic() - since_s
-                    if time.monotonic() >= until_s:
-                        break
-                if len(load.history.ops) < operations:
-                    await load.more((operations - len(load.history.ops)) // 2)
-                load.stop.set()
-            machines.start_listeners()  # each is there, or is on its way
-            await grounds.write("the end")
-            last = load.history.ops[-1].slot
-            await listener.wait_applied(last, SETTLE_S)
-            with anyio.fail_after(SETTLE_S):
-                known = reader.log if machines.cut else None
-                while min(_at(follower), _at(resuming), known.last if known else last) < last:
-                    await anyio.sleep(0.01)
-            ears.cancel_scope.cancel()
-        seconds = time.monotonic() - began
-        log = await _whole_log(machines, load, reader, last)
+                reading.start_soon(reader.follow)
+            async with anyio.create_task_group() as ears:
+                ears.start_soon(_subscribe, listener, follower)
+                ears.start_soon(_resume, listener, resuming, figures)
+                async with anyio.create_task_group() as group:
+                    for number in range(CLIENTS):
+                        group.start_soon(load.client, f"c{number}")
+                    for number in range(CONTENDERS):
+                        group.start_soon(load.contender, f"l{number}")
+                    await load.more(50)
+                    figures.started_s = time.monotonic() - began
+                    while True:
+                        for harm in harms:
+                            grounds.harm = harm.__name__
+                            since_s = time.monotonic()
+                            await harm(grounds)
+                            figures.harms_s[harm.__name__] = time.monotonic() - since_s
+                        if time.monotonic() >= until_s:
+                            break
+                    if len(load.history.ops) < operations:
+                        await load.more((operations - len(load.history.ops)) // 2)
+                    load.stop.set()
+                machines.start_listeners()  # each is there, or is on its way
+                await grounds.write("the end")
+                last = load.history.ops[-1].slot
+                await listener.wait_applied(last, SETTLE_S)
+                with anyio.fail_after(SETTLE_S):
+                    known = reader.log if machines.cut else None
+                    while min(_at(follower), _at(resuming), known.last if known else last) < last:
+                        await anyio.sleep(0.01)
+                ears.cancel_scope.cancel()
+            seconds = time.monotonic() - began
+            log = await _whole_log(machines, load, reader, last)
+            reading.cancel_scope.cancel()
         figures.resets_stored = await _check_stores(machines, log, last)
         figures.resets = listener.counters["resets"]
         figures.installed = grounds.installed
