@@ -208,9 +208,11 @@ class LogReader:
                         first += len(answer.values)
                         continue
                     cut.add(voter)
-                    with anyio.fail_after(PATIENCE_S):
+                    with anyio.move_on_after(PATIENCE_S):
                         while self.log.last < answer.slot:
                             await self._moved.wait()
+                    known = self.log.last >= answer.slot
+                    assert known, f"voter {voter}: cut at {answer.slot}, read to {self.log.last}"
                     told = await client.snapshot(answer, (voter,))
                     same = told == self.log.capture(answer.slot)
                     assert same, f"voter {voter}: its snapshot at {answer.slot} is not the log's"

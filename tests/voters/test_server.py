@@ -153,6 +153,16 @@ def put(session, sequence, key="k", value="v"):
     return lambda i: Submit(i, Kind.COMMAND, session, sequence, 1, command)
 
 
+async def put_by_eights(client):
+    """400 puts, several under way, so that an Accept tells followers what is fixed."""
+    session = await client.open_session()
+    for first in range(1, 400, 8):
+        puts = [client.begin(put(session, first + n)) for n in range(8)]
+        async with asyncio.timeout(SOON_S):
+            replies = await asyncio.gather(*puts)
+        assert all(reply.status == OutcomeStatus.APPLIED for reply in replies)
+
+
 async def answered_or_proposed(client, leader, make):
     """Ask; return the reply to come once it is there, or the leader has proposed something."""
     held = leader.state.last_accepted
@@ -479,12 +489,7 @@ async def test_a_follower_votes_before_it_applies_and_applies_at_its_next_turn(h
     monkeypatch.setattr(follower._journal, "submit", submitted)
     monkeypatch.setattr(follower, "_turn", whole_turn)
     async with Asker(here.cluster, leader.config.voter) as client:
-        session = await client.open_session()
-        for first in range(1, 400, 8):  # several under way, so that an Accept tells what is fixed
-            puts = [client.begin(put(session, first + n)) for n in range(8)]
-            async with asyncio.timeout(SOON_S):
-                replies = await asyncio.gather(*puts)
-            assert all(reply.status == OutcomeStatus.APPLIED for reply in replies)
+        await put_by_eights(client)
     assert isinstance(leader.state.role, Leader)
     assert put_off > 0
     assert left > 0
@@ -634,11 +639,7 @@ async def test_a_snapshot_now_holds_what_a_follower_put_off(here, monkeypatch):
 
     monkeypatch.setattr(follower, "_propose", proposed)
     async with Asker(here.cluster, leader.config.voter) as client:
-        session = await client.open_session()
-        for first in range(1, 400, 8):  # several under way, so that an Accept tells what is fixed
-            puts = [client.begin(put(session, first + n)) for n in range(8)]
-            async with asyncio.timeout(SOON_S):
-                await asyncio.gather(*puts)
+        await put_by_eights(client)
     assert asked
     done, slot = await asyncio.wait_for(told, SOON_S)
     assert (done, int(slot)) == (True, asked[0])
