@@ -784,9 +784,14 @@ class Driver:
             now = anyio.current_time()
             if self._leaving and (not self._owed or now >= leave_at):
                 return hint
-            replies = await link.receive(min(self._silence_s / 2, leave_at - now))
+            due = now + min(self._silence_s / 2, leave_at - now)
+            replies = await link.receive(due - now)
             now = anyio.current_time()
             if replies is None:
+                if (slept_s := now - due) > self._silence_s / 4:
+                    # This process stood still: what was said meanwhile is not read yet.
+                    self._last_sign += slept_s
+                    continue
                 silent_s = now - self._last_sign
                 if self._leaving or not self._owed:
                     continue

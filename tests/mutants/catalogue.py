@@ -24,7 +24,7 @@ METADATA, RING = "trex_core/metadata/state.py", "trex_core/metadata/ring.py"
 MACHINE = "trex_core/machine.py"
 JOURNAL, SNAPSHOTS, ARCHIVE = "voters/journal.py", "voters/snapshots.py", "voters/archive.py"
 SERVER, REPLICA, LEASES = "voters/server.py", "voters/replica.py", "voters/leases.py"
-PIPELINE = "voters/pipeline.py"
+PIPELINE, DRIVER = "voters/pipeline.py", "voters/driver.py"
 TRUST, RELAY, STORE = "listeners/trust.py", "listeners/relay.py", "listeners/store.py"
 SOURCE, CATCHUP = "listeners/source.py", "listeners/catchup.py"
 GATEWAY, TRANSPORT = "voters/gateway.py", "voters/transport.py"
@@ -1682,6 +1682,14 @@ _LOOP = (
         "        self._again(self._waiting())\n",
         "        self._queue.extendleft(reversed(self._waiting()))\n        self._pending.clear()\n",
         "voters/test_pipeline.py::test_after_a_cut_everything_unanswered_goes_again_under_the_same_sequence",
+    ),
+    _one(
+        "time-stood-still-counts-as-silence",
+        "a client that stood still itself reads before it calls a leader silent",
+        DRIVER,
+        "                    self._last_sign += slept_s\n                    continue\n",
+        "                    pass\n",
+        "voters/test_client.py::test_a_client_that_stood_still_reads_before_it_calls_the_leader_silent",
     ),
 )
 

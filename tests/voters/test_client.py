@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import anyio
 import pytest
@@ -67,6 +68,21 @@ async def test_pipelines_in_order_and_closes_its_session():
         assert slots == list(range(2, 1002))
         assert [s.sequence for s in fake.commands()] == list(range(1, 1001))
         assert fake.log[-1].kind == Kind.CLOSE and len(fake.sessions.open) == 0
+
+
+async def test_a_client_that_stood_still_reads_before_it_calls_the_leader_silent():
+    async with (
+        FakeCluster() as fake,
+        open_driver(fake.config, folder(fake.config)) as driver,
+    ):
+        await driver.submit(put("first"))
+        ticket = await driver.begin(put("second"))
+        while driver._pipeline.unsent:
+            await anyio.lowlevel.checkpoint()
+        assert len(fake.seen) == 2, "it is on its way"
+        time.sleep(1.5 * driver._silence_s)  # noqa: ASYNC251 - the whole process stands still
+        await driver.finish(ticket)
+        assert [submit.sequence for _, submit in fake.seen] == [0, 1, 2], "nothing was sent again"
 
 
 async def test_at_most_so_many_commands_are_under_way():
