@@ -59,7 +59,7 @@ _SERIAL: Final = re.compile(r"[0-9a-f]{32,40}")
 """159 random bits without leading zeros: one in 2^31 is shorter."""
 
 
-def write_secret(path: Path, text: str | bytes) -> None:
+def write_whole(path: Path, text: str | bytes) -> None:
     """Write a file that only its owner may read, whole or not at all, replacing what was there.
     Raises ``OSError``."""
     data = text.encode() if isinstance(text, str) else text
@@ -167,12 +167,12 @@ class Authority:
         holder = holder_of(certificate, self._cluster_id)
         issued = self.folder / ISSUED_FOLDER
         _folder(issued)
-        write_secret(issued / f"{holder.serial}.pem", certificate)  # known before it is of use
+        write_whole(issued / f"{holder.serial}.pem", certificate)  # known before it is of use
         _folder(folder)
-        (folder / AUTHORITY_FILE).write_bytes(self._certificate.public_bytes(Encoding.PEM))
-        write_secret(folder / KEYS_FILE, keys_text(keys))
-        write_secret(folder / PRIVATE_FILE, _pem(key))
-        (folder / CERTIFICATE_FILE).write_bytes(certificate)
+        write_whole(folder / AUTHORITY_FILE, self._certificate.public_bytes(Encoding.PEM))
+        write_whole(folder / KEYS_FILE, keys_text(keys))
+        write_whole(folder / PRIVATE_FILE, _pem(key))
+        write_whole(folder / CERTIFICATE_FILE, certificate)
         return holder
 
     def _why_taken(self, grant: Grant, folder: Path) -> str:
@@ -244,12 +244,12 @@ class Authority:
             if not place.exists() or place.read_bytes() != text.encode():
                 due[place] = text
         for place, text in due.items():
-            write_secret(place, text)
+            write_whole(place, text)
         return bool(due)
 
     def save_keys(self, keys: Keys) -> None:
         """Keep ``keys``: those issued from now on. Raises ``OSError``."""
-        write_secret(self.folder / KEYS_FILE, keys_text(keys))
+        write_whole(self.folder / KEYS_FILE, keys_text(keys))
         self.keys = keys
 
 
@@ -306,15 +306,15 @@ def make_authority(base: Path, cluster: ClusterConfig) -> Authority:
     public = {voter: Signer(own, cluster_id, voter).public for voter, own in signing.items()}
     keys = Keys(public, _new_ring(), _new_ring())
     _folder(folder)
-    (folder / AUTHORITY_FILE).write_bytes(certificate.public_bytes(Encoding.PEM))
-    write_secret(folder / AUTHORITY_KEY_FILE, _pem(key))
+    write_whole(folder / AUTHORITY_FILE, certificate.public_bytes(Encoding.PEM))
+    write_whole(folder / AUTHORITY_KEY_FILE, _pem(key))
     made = Authority(folder, cluster_id, certificate, key, keys)
     made.save_keys(keys)
     for voter, own in signing.items():
         place = base / FOLDER / voter_name(voter)
         _folder(place.parent)
         _folder(place)
-        write_secret(place / KEYS_FILE, keys_text(replace(keys, signing=own)))
+        write_whole(place / KEYS_FILE, keys_text(replace(keys, signing=own)))
         made.issue(Grant(voter_name(voter), "voter"), place)
     made.issue(Grant("listener", "listener"), base / FOLDER / "listener")
     made.issue(Grant("admin", "admin"), base / FOLDER / "admin")

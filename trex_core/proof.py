@@ -12,6 +12,7 @@ No I/O and no clock.  Signatures are verified elsewhere (``seal``).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -80,8 +81,8 @@ class Proof:
         self.newest: SignedTip | None = None
         """The highest tip that was verified."""
         self._waiting: dict[tuple[int, bytes, bytes], _Waiting] = {}
-        self._runs: set[int] = set()
-        """The id() of each run that waits, which lives as long."""
+        self._places: Counter[tuple[int, bytes]] = Counter()
+        """First slot and the chain before it -> how many runs that begin there wait."""
         self._covering: dict[int, dict[tuple[int, bytes, bytes], None]] = {}
         """Slot -> the runs that wait and have it."""
         self._slots = self._bytes = 0
@@ -146,8 +147,9 @@ class Proof:
         return self._tips[slot] if slot is not None else None
 
     def waits(self, run: StreamRun) -> bool:
-        """Whether nothing proves ``run`` yet."""
-        return id(run) in self._runs
+        """Whether what begins where ``run`` does waits still: so that its tip is worth a look, told
+        again with the same values under another one too."""
+        return (run.first, run.chain_before) in self._places
 
     def alone(self, sender: int, run: StreamRun) -> list[tuple[int, StreamRun]] | None:
         """As :meth:`proven` for one run that ends at its own tip, not verified yet, while nothing
@@ -243,7 +245,7 @@ class Proof:
             return
         waiting = _Waiting(sender, run, chains)
         self._waiting[key] = waiting
-        self._runs.add(id(run))
+        self._places[run.first, run.chain_before] += 1
         for slot in range(run.first, waiting.last + 1):
             self._covering.setdefault(slot, {})[key] = None
         self._slots += len(run.values)
@@ -254,7 +256,10 @@ class Proof:
 
     def _drop(self, key: tuple[int, bytes, bytes]) -> None:
         waiting = self._waiting.pop(key)
-        self._runs.remove(id(waiting.run))
+        place = key[:2]
+        self._places[place] -= 1
+        if not self._places[place]:
+            del self._places[place]
         for slot in range(waiting.run.first, waiting.last + 1):
             covering = self._covering[slot]
             del covering[key]

@@ -264,6 +264,20 @@ def test_what_was_delivered_needs_no_proof():
     assert sorted(slots(one.hear(tips=[9]))) == [6, 7, 8, 9]
 
 
+@pytest.mark.parametrize("others", [0, 3])
+def test_what_waits_under_a_bad_tip_is_proven_by_the_same_under_a_good_one(others):
+    """Who tells a run again beside the voter must not have the voter's own pass for a repeat."""
+    one = Believer()
+    one.hear(run(40, 41))
+    forged = replace(run(1, 5), signature=b"forged")
+    same = [run(1, 5, values=(b"%d" % each, *VALUES[1:5])) for each in range(others)]
+    for each in (forged, *same):
+        assert heard_one(one, replace(each, signature=b"forged"), alone=True) == []
+    assert slots(heard_one(one, run(1, 5), alone=True)) == dict(enumerate(VALUES[:5], 1))
+    assert not one.proof.waits(run(1, 5))
+    assert one.counted["dropped_forged"] == others
+
+
 @pytest.mark.parametrize("step", [1, 7, 10_000])
 def test_whatever_waits_up_to_what_was_delivered_is_let_go(step):
     one = Believer()
@@ -272,8 +286,9 @@ def test_whatever_waits_up_to_what_was_delivered_is_let_go(step):
     for slot in range(step, 100 + step, step):
         one.proof.done(slot)
         assert all(each.last > slot for each in one.proof._waiting.values())
-        assert len(one.proof._runs) == len(one.proof._waiting)
+        assert one.proof._places.total() == len(one.proof._waiting)
     assert not one.proof._waiting and not one.proof._covering and not one.proof._slots
+    assert not one.proof._places
 
 
 @pytest.mark.parametrize("steps", [(7,), range(1, 8), (3, 7), (0, 7, 7)], ids=str)

@@ -89,7 +89,7 @@ def test_a_step_that_was_cut_off_is_not_skipped(done, tmp_path, monkeypatch):
     for _ in range(done):
         rotate(tmp_path)
     before = everywhere(tmp_path)
-    write, writes = authority_module.write_secret, []
+    write, writes = authority_module.write_whole, []
 
     def failing(path: Path, text: str | bytes) -> None:
         writes.append(path)
@@ -98,7 +98,7 @@ def test_a_step_that_was_cut_off_is_not_skipped(done, tmp_path, monkeypatch):
         write(path, text)
 
     with monkeypatch.context() as patch:
-        patch.setattr(authority_module, "write_secret", failing)
+        patch.setattr(authority_module, "write_whole", failing)
         with pytest.raises(OSError, match="Input/output"):
             rotate(tmp_path)
     assert len(everywhere(tmp_path)) == 2, "some have the next step"

@@ -315,6 +315,31 @@ async def test_a_flood_of_forged_heartbeats_leaves_no_second_without_a_genuine_o
     assert min(seconds) >= 3, "a tenth of what is looked at is genuine, as of what comes"
 
 
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("genuine_at", [0, 1])
+async def test_a_run_that_somebody_tells_under_a_bad_tip_too_is_believed_at_once(
+    heard, genuine_at, together
+):
+    backbone, source = heard
+    identity = Identity(backbone.cluster.cluster_id_bytes, 1, 7, 1)
+    signature = backbone.signer(1).tip(BALLOT, 5, backbone.chains[5])
+    genuine = replace(
+        backbone.run(1, 5), tip_slot=5, tip_chain=backbone.chains[5], signature=signature
+    )
+    batch = [replace(genuine, signature=bytes(64))]
+    batch.insert(genuine_at, genuine)
+    taken = []
+    for each in batch:
+        (data,) = backbone.sealed(identity, encode_body(each))
+        source._inbox.append((False, data))
+        if not together:
+            taken.append(source.take())
+    taken.append(source.take())
+    told = [message for _, message in filter(None, taken)]
+    assert told
+    assert {each.values for each in told} == {genuine.values}
+
+
 @pytest.mark.parametrize("claimed", [3, 1 << 40], ids=["lowest", "highest"])
 @pytest.mark.parametrize("genuine_at", [0, 15, 30])
 async def test_a_flood_of_forged_runs_cannot_choose_which_tips_are_looked_at(

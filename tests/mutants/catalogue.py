@@ -610,6 +610,14 @@ _BELIEF = (
         "core/test_proof.py::test_a_datagram_alone_is_believed_as_any_other",
     ),
     _one(
+        "a-repeat-of-what-waits-proves-nothing",
+        "what waits under a bad tip is proven by the same under a good one",
+        PROOF,
+        "        return (run.first, run.chain_before) in self._places\n",
+        "        return any(each.run is run for each in self._waiting.values())\n",
+        "core/test_proof.py::test_what_waits_under_a_bad_tip_is_proven_by_the_same_under_a_good_one",
+    ),
+    _one(
         "alone-beside-what-waits",
         "what waits already may be proven by a run that comes alone",
         PROOF,
