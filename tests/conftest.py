@@ -12,10 +12,12 @@ ROOT = Path(__file__).parent.parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Options of the simulation: which worlds, and how many."""
+    """Options: which worlds the simulation plays, and how many; the loop that coroutines run on."""
     group = parser.getgroup("simulation")
     group.addoption("--seed", type=int, default=0, help="first seed of the swarm")
     group.addoption("--runs", type=int, default=0, help="how many seeds (0: as the test says)")
+    group = parser.getgroup("loop")
+    group.addoption("--loop", choices=["uvloop", "asyncio"], default="uvloop", help="event loop")
 
 
 def pytest_configure() -> None:
@@ -25,9 +27,9 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(scope="session")
-def anyio_backend() -> str:
-    """Coroutines run on asyncio, as the product does."""
-    return "asyncio"
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    """Coroutines run on uvloop, as the product does where there is one."""
+    return "asyncio", {"use_uvloop": request.config.getoption("--loop") == "uvloop"}
 
 
 def recorded_data(name: str) -> Path:
