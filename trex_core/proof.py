@@ -12,7 +12,6 @@ No I/O and no clock.  Signatures are verified elsewhere (``seal``).
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -81,8 +80,6 @@ class Proof:
         self.newest: SignedTip | None = None
         """The highest tip that was verified."""
         self._waiting: dict[tuple[int, bytes, bytes], _Waiting] = {}
-        self._places: Counter[tuple[int, bytes]] = Counter()
-        """First slot and the chain before it -> how many runs that begin there wait."""
         self._covering: dict[int, dict[tuple[int, bytes, bytes], None]] = {}
         """Slot -> the runs that wait and have it."""
         self._slots = self._bytes = 0
@@ -147,9 +144,9 @@ class Proof:
         return self._tips[slot] if slot is not None else None
 
     def waits(self, run: StreamRun) -> bool:
-        """Whether what begins where ``run`` does waits still: so that its tip is worth a look, told
-        again with the same values under another one too."""
-        return (run.first, run.chain_before) in self._places
+        """Whether the last slot of ``run`` waits for a proof: then the tip told with it is worth a
+        look, though what waits be a part of it only, or the same told under another tip."""
+        return run.first + len(run.values) - 1 in self._covering
 
     def alone(self, sender: int, run: StreamRun) -> list[tuple[int, StreamRun]] | None:
         """As :meth:`proven` for one run that ends at its own tip, not verified yet, while nothing
@@ -245,7 +242,6 @@ class Proof:
             return
         waiting = _Waiting(sender, run, chains)
         self._waiting[key] = waiting
-        self._places[run.first, run.chain_before] += 1
         for slot in range(run.first, waiting.last + 1):
             self._covering.setdefault(slot, {})[key] = None
         self._slots += len(run.values)
@@ -256,10 +252,6 @@ class Proof:
 
     def _drop(self, key: tuple[int, bytes, bytes]) -> None:
         waiting = self._waiting.pop(key)
-        place = key[:2]
-        self._places[place] -= 1
-        if not self._places[place]:
-            del self._places[place]
         for slot in range(waiting.run.first, waiting.last + 1):
             covering = self._covering[slot]
             del covering[key]

@@ -631,8 +631,7 @@ class Driver:
                 await ask.done.wait()
         finally:
             self._ask_room.release()
-            ask.given_up = True
-            self._asked.pop(ask.id, None)
+            ask.given_up = True  # its answer stays owed: else no voter would ever be silent
         if ask.reply is None:
             raise self._nobody_took_it(since)
         if isinstance(ask.reply, Refusal):
@@ -784,23 +783,20 @@ class Driver:
             now = anyio.current_time()
             if self._leaving and (not self._owed or now >= leave_at):
                 return hint
-            due = now + min(self._silence_s / 2, leave_at - now)
-            replies = await link.receive(due - now)
+            replies = await link.receive(min(self._silence_s / 2, leave_at - now))
             now = anyio.current_time()
             if replies is None:
-                if (slept_s := now - due) > self._silence_s / 4:
-                    # This process stood still: what was said meanwhile is not read yet.
-                    self._last_sign += slept_s
-                    continue
                 silent_s = now - self._last_sign
                 if self._leaving or not self._owed:
                     continue
-                if silent_s >= self._silence_s:
-                    raise _LinkLost(f"it says nothing for {silent_s:.1f} s")
                 if silent_s >= self._silence_s / 2 and not self._pinged:
+                    # Asked first, however long it was silent: if this process stood still, what
+                    # was said meanwhile is not read yet.
                     self._pinged = True
                     self._ping = self._pipeline.new_id()
                     self._wake.set()
+                elif silent_s >= self._silence_s:
+                    raise _LinkLost(f"it says nothing for {silent_s:.1f} s")
                 continue
             self._last_sign = self._reached = now
             self._pinged = False
@@ -828,7 +824,7 @@ class Driver:
             ask.done.set()
             return None
         if isinstance(reply, Answer):
-            return None  # to somebody who gave up
+            return None  # to nothing that was asked
         if self._pipeline.heard(reply):
             self._backoff_s = PAUSE_S_MIN
             return None

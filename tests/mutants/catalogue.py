@@ -613,7 +613,7 @@ _BELIEF = (
         "a-repeat-of-what-waits-proves-nothing",
         "what waits under a bad tip is proven by the same under a good one",
         PROOF,
-        "        return (run.first, run.chain_before) in self._places\n",
+        "        return run.first + len(run.values) - 1 in self._covering\n",
         "        return any(each.run is run for each in self._waiting.values())\n",
         "core/test_proof.py::test_what_waits_under_a_bad_tip_is_proven_by_the_same_under_a_good_one",
     ),
@@ -1693,11 +1693,19 @@ _LOOP = (
     ),
     _one(
         "time-stood-still-counts-as-silence",
-        "a client that stood still itself reads before it calls a leader silent",
+        "a client that stood still itself asks before it calls a leader silent",
         DRIVER,
-        "                    self._last_sign += slept_s\n                    continue\n",
-        "                    pass\n",
-        "voters/test_client.py::test_a_client_that_stood_still_reads_before_it_calls_the_leader_silent",
+        "                elif silent_s >= self._silence_s:\n",
+        "                if silent_s >= self._silence_s:\n",
+        "voters/test_client.py::test_a_client_that_stood_still_asks_before_it_calls_the_leader_silent",
+    ),
+    _one(
+        "silence-is-forgotten-with-the-asker",
+        "a voter owes an answer to who gave up too: else short deadlines keep a client with a mute one",
+        DRIVER,
+        "            ask.given_up = True  #",
+        "            ask.given_up = True\n            self._asked.pop(ask.id, None)  #",
+        "voters/test_client.py::test_who_asks_with_short_deadlines_leaves_a_mute_leader",
     ),
 )
 

@@ -70,7 +70,7 @@ async def test_pipelines_in_order_and_closes_its_session():
         assert fake.log[-1].kind == Kind.CLOSE and len(fake.sessions.open) == 0
 
 
-async def test_a_client_that_stood_still_reads_before_it_calls_the_leader_silent():
+async def test_a_client_that_stood_still_asks_before_it_calls_the_leader_silent():
     async with (
         FakeCluster() as fake,
         open_driver(fake.config, folder(fake.config)) as driver,
@@ -83,6 +83,37 @@ async def test_a_client_that_stood_still_reads_before_it_calls_the_leader_silent
         time.sleep(1.5 * driver._silence_s)  # noqa: ASYNC251 - the whole process stands still
         await driver.finish(ticket)
         assert [submit.sequence for _, submit in fake.seen] == [0, 1, 2], "nothing was sent again"
+
+
+@pytest.mark.parametrize("busy_s", [0.2, 0.4])
+async def test_a_client_that_is_always_late_leaves_a_mute_leader_for_the_next(busy_s):
+    async with FakeCluster() as fake, open_driver(fake.config, folder(fake.config)) as driver:
+        await driver.submit(put("first"))
+        fake.silent, fake.leader = {1}, 2
+        ticket = await driver.begin(put("second"))
+        time.sleep(2 * driver._silence_s)  # noqa: ASYNC251 - and before it is sent
+        with anyio.fail_after(20 * driver._silence_s):
+            while not ticket.done.is_set():
+                time.sleep(busy_s)  # noqa: ASYNC251 - no timer is on time
+                for _ in range(20):
+                    await anyio.lowlevel.checkpoint()
+        assert driver.leader == 2
+        assert ticket.call.end is not None
+
+
+@pytest.mark.parametrize("share", [0.2, 0.8])
+async def test_who_asks_with_short_deadlines_leaves_a_mute_leader(share):
+    async with FakeCluster() as fake, open_driver(fake.config, folder(fake.config)) as driver:
+        await driver.submit(put("first"))
+        fake.silent, fake.leader = {1}, 2
+        with anyio.fail_after(20 * driver._silence_s):
+            while True:
+                try:
+                    assert await driver.next_sequence(1, deadline_s=share * driver._silence_s) == 2
+                except (NoQuorum, Unavailable):
+                    continue
+                break
+        assert driver.leader == 2
 
 
 async def test_at_most_so_many_commands_are_under_way():
