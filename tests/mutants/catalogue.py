@@ -1706,6 +1706,7 @@ _LOOP = (
         "            ask.given_up = True  #",
         "            ask.given_up = True\n            self._asked.pop(ask.id, None)  #",
         "voters/test_client.py::test_who_asks_with_short_deadlines_leaves_a_mute_leader",
+        dies_of="TimeoutError",
     ),
 )
 
