@@ -369,6 +369,9 @@ class Driver:
         self._serving = self._leaving = False
         self._ping = 0
         self._pinged = False
+        self._unanswered = False
+        """Whether somebody gave up waiting for an answer since the last sign: were it owed no more,
+        short deadlines would keep a client with a mute voter for ever."""
         self._last_sign = 0.0
         self._reached = -1.0
         self._trouble = "not connected yet"
@@ -631,7 +634,9 @@ class Driver:
                 await ask.done.wait()
         finally:
             self._ask_room.release()
-            ask.given_up = True  # its answer stays owed: else no voter would ever be silent
+            ask.given_up = True
+            if self._asked.pop(ask.id, None) is not None:
+                self._unanswered = True
         if ask.reply is None:
             raise self._nobody_took_it(since)
         if isinstance(ask.reply, Refusal):
@@ -675,8 +680,7 @@ class Driver:
         voter = _random.choice(voters)
         pause_s = PAUSE_S_MIN
         while True:
-            while not (self._pipeline.busy or any(not ask.given_up for ask in self._asks)):
-                self._asks.clear()
+            while not self._is_wanted():
                 await self._woken()
             hint = 0
             entry = self.cluster.voter(voter)
@@ -702,6 +706,11 @@ class Driver:
             await anyio.sleep(pause_s * _random.uniform(0.5, 1.0))
             pause_s = min(PAUSE_S_MAX, pause_s * 1.5)
 
+    def _is_wanted(self) -> bool:
+        """Whether anybody waits for a voter; what nobody waits for any more is forgotten."""
+        self._asks = deque(ask for ask in self._asks if not ask.given_up)
+        return bool(self._asks) or self._pipeline.busy
+
     async def _hello(self, link: _Link) -> Status:
         with anyio.move_on_after(self._silence_s):
             reply = await link.ask(StatusRequest(self._pipeline.new_id()))
@@ -718,7 +727,7 @@ class Driver:
 
     async def _serve(self, link: _Link, voter: int) -> int:
         """Work with the leader until it is one no more or lost; returns who else may lead."""
-        self._leaving = self._pinged = False
+        self._leaving = self._pinged = self._unanswered = False
         self._pause_s, self._backoff_s = 0.0, PAUSE_S_MIN
         self._ping = 0
         self._last_sign = anyio.current_time()
@@ -743,13 +752,13 @@ class Driver:
 
     @property
     def _owed(self) -> bool:
-        return bool(self._pipeline.in_flight or self._asked)
+        return bool(self._pipeline.in_flight or self._asked or self._unanswered)
 
     async def _write(self, link: _Link) -> None:
         while not self._leaving:
             if self._pause_s:
-                pause_s, self._pause_s = self._pause_s, 0.0
-                await anyio.sleep(pause_s)
+                await anyio.sleep(self._pause_s)
+                self._pause_s = 0.0  # what was refused meanwhile was sent before
                 continue
             if not self._owed:
                 self._last_sign = anyio.current_time()
@@ -799,7 +808,7 @@ class Driver:
                     raise _LinkLost(f"it says nothing for {silent_s:.1f} s")
                 continue
             self._last_sign = self._reached = now
-            self._pinged = False
+            self._pinged = self._unanswered = False
             for reply in replies:
                 away = self._take(reply)
                 if away is not None:
@@ -820,11 +829,12 @@ class Driver:
             if isinstance(reply, Refusal) and reply.reason not in FINAL:
                 self._asks.append(ask)
                 return self._bounced(reply)
+            self._backoff_s = PAUSE_S_MIN
             ask.reply = reply
             ask.done.set()
             return None
         if isinstance(reply, Answer):
-            return None  # to nothing that was asked
+            return None  # to somebody who gave up
         if self._pipeline.heard(reply):
             self._backoff_s = PAUSE_S_MIN
             return None

@@ -16,7 +16,9 @@ from trex_core.messages import (
     Answer,
     Kind,
     OutcomeStatus,
+    Refusal,
     RefusalReason,
+    SessionQuery,
     StatusRequest,
 )
 from trex_core.metadata.commands import ConfigPut, encode_command
@@ -245,6 +247,62 @@ async def test_voters_without_a_leader_are_no_quorum():
             fake.leader = 2
             assert (await driver.submit(put("b"))).slot == 2
         assert [s.command for s in fake.commands()] == [put("b")]
+
+
+async def test_refusals_that_trickle_in_stop_nothing_else():
+    """Each is a reason to pause, but not to prolong a pause: what it refuses was sent before."""
+    async with FakeCluster() as fake, open_driver(fake.config, folder(fake.config)) as driver:
+        await driver.submit(put("first"))
+        asked, answer, voter = [], fake._answer, Identity(CLUSTER_ID, sender=1)
+        over, late = anyio.Event(), 0
+
+        def answered(number, request):
+            if isinstance(request, SessionQuery):
+                asked.append(request.id)
+                return None
+            return answer(number, request)
+
+        async def refuse():
+            for each in asked[:]:
+                reply = Refusal(each, RefusalReason.BUSY, 1, "late")
+                for writer in fake._writers[1]:
+                    writer.write(frame(voter, Channel.CLIENT, encode_body(reply)))
+                await anyio.sleep(0.01)
+            over.set()
+
+        fake._answer = answered
+        async with anyio.create_task_group() as group:
+            for _ in range(150):
+                group.start_soon(driver.next_sequence, 1)
+            await fake.until(lambda: len(asked) == 150)
+            group.start_soon(refuse)
+            while not over.is_set():
+                try:
+                    await driver.submit(put("k"), deadline_s=0.6)
+                except NoQuorum:
+                    late += 1
+                await anyio.sleep(0.01)  # so many a second, at most
+            group.cancel_scope.cancel()
+        assert late == 0
+
+
+async def test_what_nobody_waits_for_any_more_is_forgotten():
+    async with FakeCluster() as fake, open_driver(fake.config, folder(fake.config)) as driver:
+        await driver.submit(put("first"))
+        for mute, leader in ((True, 1), (False, 0)):  # sent and not answered; and not sent
+            fake.alive = (lambda _: None) if mute else (lambda leases: leases)
+            fake.leader = leader
+            if not leader:
+                fake.cut(1)
+                ticket = await driver.begin(put("waits for a leader"))
+            for _ in range(20):
+                with pytest.raises((NoQuorum, Unavailable)):
+                    await driver.renew((1,), deadline_s=0.02)
+            with anyio.fail_after(20 * driver._silence_s):
+                while driver._asks or driver._asked:
+                    await anyio.lowlevel.checkpoint()
+        fake.leader = 1
+        await driver.finish(ticket)
 
 
 async def test_given_up_after_refusals_it_is_filled_and_later_ones_go_on():
