@@ -1708,6 +1708,23 @@ _LOOP = (
         "voters/test_client.py::test_refusals_that_trickle_in_stop_nothing_else",
     ),
     _one(
+        "pauses-grow-though-reads-are-answered",
+        "pauses begin small again once something is answered",
+        DRIVER,
+        "            self._backoff_s = PAUSE_S_MIN\n            ask.reply",
+        "            ask.reply",
+        "voters/test_client.py::test_a_read_that_is_answered_ends_the_growth_of_pauses",
+    ),
+    _one(
+        "asks-of-nobody-pile-up",
+        "what nobody waits for any more is forgotten while no voter leads",
+        DRIVER,
+        "        self._asks = deque(ask for ask in self._asks if not ask.given_up)\n        return bool(self._asks) or",
+        "        return any(not ask.given_up for ask in self._asks) or",
+        "voters/test_client.py::test_what_nobody_waits_for_any_more_is_forgotten",
+        dies_of="TimeoutError",
+    ),
+    _one(
         "silence-is-forgotten-with-the-asker",
         "a voter owes an answer to who gave up too: else short deadlines keep a client with a mute one",
         DRIVER,

@@ -100,7 +100,7 @@ async def test_a_client_that_is_always_late_leaves_a_mute_leader_for_the_next(bu
                 for _ in range(20):
                     await anyio.lowlevel.checkpoint()
         assert driver.leader == 2
-        assert ticket.call.end is not None
+        assert (await driver.finish(ticket)).status == OutcomeStatus.APPLIED
 
 
 @pytest.mark.parametrize("share", [0.2, 0.8])
@@ -288,21 +288,39 @@ async def test_refusals_that_trickle_in_stop_nothing_else():
 
 async def test_what_nobody_waits_for_any_more_is_forgotten():
     async with FakeCluster() as fake, open_driver(fake.config, folder(fake.config)) as driver:
-        await driver.submit(put("first"))
-        for mute, leader in ((True, 1), (False, 0)):  # sent and not answered; and not sent
-            fake.alive = (lambda _: None) if mute else (lambda leases: leases)
-            fake.leader = leader
-            if not leader:
-                fake.cut(1)
-                ticket = await driver.begin(put("waits for a leader"))
+
+        async def given_up():
             for _ in range(20):
                 with pytest.raises((NoQuorum, Unavailable)):
                     await driver.renew((1,), deadline_s=0.02)
-            with anyio.fail_after(20 * driver._silence_s):
-                while driver._asks or driver._asked:
-                    await anyio.lowlevel.checkpoint()
+
+        await driver.submit(put("first"))
+        fake.alive = lambda _: None
+        await given_up()
+        assert len(fake.renewals) > 0
+        assert not driver._asked, "sent, and not answered"
+        fake.leader = 0
+        fake.cut(1)
+        ticket = await driver.begin(put("waits for a leader"))
+        await given_up()
+        with anyio.fail_after(20 * driver._silence_s):
+            while driver._asks:  # not sent
+                await anyio.lowlevel.checkpoint()
         fake.leader = 1
         await driver.finish(ticket)
+
+
+async def test_a_read_that_is_answered_ends_the_growth_of_pauses():
+    async with FakeCluster() as fake, open_driver(fake.config, folder(fake.config)) as driver:
+        await driver.submit(put("first"))
+        calm_s = driver._backoff_s
+        fake.refuse_reads = RefusalReason.BUSY
+        with pytest.raises(NoQuorum):
+            await driver.next_sequence(2, deadline_s=0.2)
+        assert driver._backoff_s > calm_s
+        fake.refuse_reads = 0
+        await driver.next_sequence(2)
+        assert driver._backoff_s == calm_s
 
 
 async def test_given_up_after_refusals_it_is_filled_and_later_ones_go_on():
