@@ -181,11 +181,13 @@ async def test_only_the_visible_tab_is_drawn(monkeypatch):
         for pane in stage.app._panes():
             monkeypatch.setattr(pane, "show", lambda *_, it=pane: drawn.append(it.TITLE))
         stage.app.fold()
+        assert set(drawn) == {"Overview"}
         await pilot.press("2")
+        await pilot.pause()
+        drawn.clear()  # until the tab was there its own timer may have drawn the one before
         stage.app.fold()
         await pilot.pause()
-        assert drawn[0] == "Overview"
-        assert set(drawn[1:]) == {"Listeners"}
+        assert set(drawn) == {"Listeners"}
 
 
 async def test_what_is_old_says_how_old_and_what_is_stale_is_dim():
