@@ -46,6 +46,7 @@ from trex_core.wire import (
     Identity,
     sealed_frame,
     sealed_head,
+    sealed_prefix,
     unsealed,
 )
 
@@ -156,10 +157,10 @@ class Sealer:
             self._salt = salt
         purpose = _PEER if self._channel == Channel.PEER else _STREAM
         head = _head_of(self._identity)
-        self._epoch = key.epoch
         cipher = _sub_key(purpose, key.secret, self._identity.cluster_id, head, self._salt)
         self._encrypt = cipher.encrypt
-        self._word = int.from_bytes(self._salt[:4], "big") if purpose is _STREAM else 0
+        word = int.from_bytes(self._salt[:4], "big") if purpose is _STREAM else 0
+        self._prefix = sealed_prefix(self._identity, self._channel, key.epoch, word)
 
     def datagrams(self, body: bytes, receiver: int = 0) -> list[bytes]:
         """``body`` sealed as datagrams of at most DATAGRAM_BYTES_MAX bytes, for voter ``receiver``
@@ -176,10 +177,7 @@ class Sealer:
     def _seal(self, body: bytes, part: int, parts: int, receiver: int) -> bytes:
         counter = self.counter
         self.counter = counter + 1
-        return sealed_frame(
-            self._identity, self._channel, self._epoch, self._word, counter, part, parts, receiver,
-            body, self._encrypt,
-        )  # fmt: skip
+        return sealed_frame(self._prefix, counter, part, parts, receiver, body, self._encrypt)
 
 
 class StreamOpener:

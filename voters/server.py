@@ -79,6 +79,7 @@ from trex_core.state import (
     Config,
     DiskRoom,
     Event,
+    FixedRecord,
     FixedRun,
     Install,
     Leader,
@@ -107,6 +108,11 @@ from voters.replica import Capture, Replica
 from voters.snapshots import Snapshots
 from voters.transport import Transport
 
+_NEVER_TICK: Final = 1 << 63
+FIXED_HELD_TICKS: Final = 5
+"""Longest that records of what is fixed are held back, so that the sync of a vote takes them along:
+one of their own would be in the way of the next vote's. What is fixed is on disk at a majority
+already, as accepted; a voter that crashes meanwhile hears of it again."""
 DATAGRAMS_PER_TURN: Final = 512
 """Most datagrams of peers taken in one turn."""
 REPAIRS_PER_TURN: Final = 16
@@ -303,7 +309,7 @@ class Voter:
         # across turns
         self._held: deque[tuple[int, list[Send]]] = deque()
         self._synced = 0
-        self._dirty = False
+        self._due_tick = _NEVER_TICK
         self._pending: dict[int, tuple[Client, int, bytes]] = {}
         self._leading: Ballot = NO_BALLOT
         self._barrier = 0
@@ -492,8 +498,8 @@ class Voter:
         for event in self._transport.drain(DATAGRAMS_PER_TURN):
             self._heard_s[event.sender] = now_s
             self._events.append(event)
-        ticked, self._tick_due = self._tick_due, False
-        if ticked:
+        if self._tick_due:
+            self._tick_due = False
             self._events.append(Tick())
         self._fold_all()
         if self._installed:
@@ -506,7 +512,7 @@ class Voter:
         self._propose(now_s)
         if self._fixed and self._leading != NO_BALLOT:
             # To apply it, to answer and to tell of it takes a leader longer: sync meanwhile.
-            self._write(ticked)
+            self._write()
         if not self._votes:  # a follower's are waited for: it applies at its next turn
             self._apply()
         self._note_leadership()
@@ -521,7 +527,7 @@ class Voter:
             self._report()
         self._publish(now_s)
         # Else last: the sync thread wakes when this loop is about to wait, and lets go of the GIL.
-        self._write(ticked)
+        self._write()
         if now_s >= self._next_second_s:
             self._next_second_s = now_s + 1.0
             self._each_second()
@@ -603,16 +609,19 @@ class Voter:
                 return
         self._votes.append(send)
 
-    def _write(self, ticked: bool) -> None:
-        """Hand records to the journal if a vote waits for them; others may wait for a tick."""
+    def _write(self) -> None:
+        """Hand records to the journal if a vote waits for them, or if they are due."""
         if self._records:
+            due = self.state.tick + 1
+            if all(isinstance(each, FixedRecord) for each in self._records):
+                due = self.state.tick + FIXED_HELD_TICKS
+            self._due_tick = min(self._due_tick, due)
             self._journal.append(self._records)
             self._records = []
-            self._dirty = True
-        if not self._votes and not (self._dirty and ticked):
+        if not self._votes and self.state.tick < self._due_tick:
             return
         batch = self._journal.submit(self.state)
-        self._dirty = False
+        self._due_tick = _NEVER_TICK
         if self._votes:
             self._held.append((batch, self._votes))
             self._votes = []

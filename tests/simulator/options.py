@@ -67,6 +67,8 @@ class Options(msgspec.Struct, frozen=True):
     connection_failure: float = 0.0
     sync_min_us: int = 200
     sync_span_us: int = 2_000
+    fixed_held_us: int = 0
+    """How long records of what is fixed wait for a vote whose sync takes them along."""
     boundary_crash: float = 0.0
     """Chance of a crash at an effect boundary, per step that has effects."""
     torn: float = 0.5
@@ -158,6 +160,7 @@ def draw(seed: int, events: int = 2_000) -> Options:
         calm_us=rng.choice((0, 60_000, 150_000, 150_000)),
         loss_after=rng.choice((0.0, 0.0, 0.05, 0.15)),
         heal_all=rng.random() < 0.6,
+        fixed_held_us=rng.choice((0, 0, 20_000, 100_000)),
     )
 
 
@@ -170,6 +173,7 @@ SWITCHES = (
     "corruption",
     "stream_loss",
     "connection_failure",
+    "fixed_held_us",
     "boundary_crash",
     "torn",
     "reads",

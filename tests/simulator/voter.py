@@ -153,6 +153,8 @@ class Voter:
         self.pending_records: list[Record] = []
         self.pending_votes: list[Send] = []
         self.syncing_votes: list[Send] | None = None
+        self.holding = False
+        """Whether :meth:`on_due` is to come."""
         self.log: list[bytes] = []
         self.log_before = 0
         """``log[i]`` is the value of slot ``log_before + 1 + i``; what the archive serves."""
@@ -435,10 +437,21 @@ class Voter:
 
     # --- the disk ---------------------------------------------------------------------------
 
-    def _flush(self) -> None:
+    def _flush(self, *, due: bool = False) -> None:
         if not self.up or self.syncing_votes is not None or not self.pending_records:
             return
         world = self.world
+        held_us = world.options.fixed_held_us
+        if (
+            held_us
+            and not due
+            and not self.pending_votes
+            and all(isinstance(record, FixedRecord) for record in self.pending_records)
+        ):
+            if not self.holding:
+                self.holding = True
+                world.push(held_us, self, self.on_due, self.life, None)
+            return
         records = tuple(self.pending_records)
         self.syncing_votes = self.pending_votes
         self.pending_records, self.pending_votes = [], []
@@ -454,6 +467,12 @@ class Voter:
         options = world.options
         delay = options.sync_min_us + int(world.random() * options.sync_span_us)
         world.push(delay, self, self.on_synced, self.life, records)
+
+    def on_due(self, life: int, _: None) -> None:
+        """Records have been held back for long enough."""
+        if life == self.life:
+            self.holding = False
+            self._flush(due=True)
 
     def on_synced(self, life: int, records: tuple[Record, ...]) -> None:
         """The sync of ``records`` returned."""

@@ -62,7 +62,15 @@ from trex_core.metadata.commands import (
 )
 from trex_core.roster import BEHIND_MS
 from trex_core.sessions import LEADER
-from trex_core.state import Follower, Leader, Learn, Receive, Send
+from trex_core.state import (
+    FixedRecord,
+    Follower,
+    Leader,
+    Learn,
+    LearnedRecord,
+    Receive,
+    Send,
+)
 from trex_core.wire import (
     Channel,
     FrameBuffer,
@@ -423,6 +431,47 @@ async def test_a_vote_waits_for_its_own_batch(here, monkeypatch):
     for synced, gone in ((2, 0), (3, 1), (8, 2), (9, 3)):
         voter._release(synced)
         assert sent == votes[:gone]
+
+
+async def test_what_is_fixed_is_held_back_for_the_next_vote_and_not_for_ever(here, monkeypatch):
+    """Nothing else is: a voter that catches up writes what it learned at its next tick."""
+    await here.start()
+    voter = await here.leader()
+    began, chain = voter.state.tick, voter.state.chain
+    appended, handed = [], []
+
+    def submit(_):
+        handed.append(tuple(appended))
+        appended.clear()
+        return len(handed)
+
+    monkeypatch.setattr(voter._journal, "append", appended.extend)
+    monkeypatch.setattr(voter._journal, "submit", submit)
+    for name, nothing in (("_held", deque()), ("_votes", []), ("_due_tick", server._NEVER_TICK)):
+        monkeypatch.setattr(voter, name, nothing)
+    fixed, later = FixedRecord(9, chain), FixedRecord(10, chain)
+    learned = LearnedRecord(11, (b"value",), chain)
+
+    def write(ticks, *records):
+        voter.state = msgspec.structs.replace(voter.state, tick=began + ticks)
+        voter._records = list(records)
+        voter._write()
+        written = tuple(handed)
+        handed.clear()
+        return written
+
+    held = server.FIXED_HELD_TICKS
+    assert held > 2
+    assert write(0, fixed) == write(1) == write(held - 1, later) == ()
+    assert write(held) == ((fixed, later),)  # since the first of them
+    assert write(2 * held) == ()
+    assert write(3 * held, fixed) == ()
+    assert write(3 * held + 1, learned) == ()
+    assert write(3 * held + 2) == ((fixed, learned),)
+    assert write(4 * held, fixed) == ()
+    voter._votes.append(Send(voter.config.voter, Accepted(Ballot(0, 9, 1), 12, 12)))
+    assert write(4 * held) == ((fixed,),)
+    assert write(9 * held) == ()
 
 
 async def test_a_write_goes_on_without_a_minority_and_the_missing_one_catches_up(whole):
