@@ -468,8 +468,8 @@ class _Live:
 
     def take(self) -> tuple[Event, ...]:
         """The events since the last call."""
-        now_ms = self._clock.now_ms()
         self._inbox.look(self.listener)
+        now_ms = self._clock.now_ms()
         if now_ms >= self._follow_ms:
             self._follow_ms = now_ms + FOLLOWED_MS
             self._note(_followed(now_ms, self.listener))
@@ -480,7 +480,9 @@ class _Live:
     def _note(self, event: Followed | PastLed) -> None:
         self._inbox.add(event)
         if self._recorder is not None:
-            self._recorder.add(EventFrame(self._clock.passed_ms(), event))
+            # At the event's own time: were the frame later, a replay could tell of what came after
+            # the event first.
+            self._recorder.add(EventFrame(event.at_ms - self._clock.start_ms, event))
 
     async def tell_past(self) -> None:
         """Once it is up to date: who led before it was watched, out of the store."""

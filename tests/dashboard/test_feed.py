@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import os
 import random
 import shutil
@@ -325,6 +326,24 @@ async def test_a_replay_is_as_it_was(backbone, tmp_path):
     assert sum(one.last - one.first + 1 for one in of(events, Fixed)) == backbone.tip
     times = [event.at_ms for event in events]
     assert times == sorted(times)
+
+
+async def test_events_are_in_order_though_time_passes_while_they_are_made(
+    backbone, tmp_path, monkeypatch
+):
+    """Live and in a replay, whose grid of times may lie between any two readings of the clock."""
+    readings = itertools.count(step=90)
+    monkeypatch.setattr(feeds._WallClock, "passed_ms", lambda _: next(readings))
+    path = tmp_path / "r"
+    async with following(backbone, tmp_path / "a", path) as feed:
+        await feed.listener.wait_ready(DEADLINE_S)
+        live = await until(feed, lambda seen: len(of(seen, Followed)) >= 20)
+    async with open_replay(path, directory=tmp_path / "b", speed=0, at_ms=10**9) as feed:
+        again = feed.take()
+    assert len(of(again, Followed)) >= 20
+    for events in (live, again):
+        times = [event.at_ms for event in events]
+        assert times == sorted(times)
 
 
 async def test_the_same_moment_gives_the_same_events(backbone, tmp_path):
