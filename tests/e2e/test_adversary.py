@@ -257,7 +257,7 @@ async def test_who_stole_the_stream_key_has_nothing_applied_and_nobody_unseated(
             assert cluster.children[name].terminate() == 0
             counted = json.loads((cluster.directory / name / "status.json").read_text())["counters"]
             print(f"{name}: {counted}")
-            forged = counted["dropped_signature"] + counted["dropped_signature_flood"]
+            forged = counted["dropped_signature"] + counted.get("dropped_signature_flood", 0)
             assert forged > said["tip_forged"] / 2, name
             assert counted["dropped_replay"] > said["tip_replayed"] / 2, name
 

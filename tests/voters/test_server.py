@@ -412,7 +412,10 @@ async def test_who_waits_for_a_slot_is_told_when_leadership_is_lost(here):
     told = []
     slot = leader.state.fixed + 1000
     leader._pending[slot] = (SimpleNamespace(reply=told.append), 7, b"in flight")
-    assert await leader.hand_over(SOON_S)
+    for _ in range(10):  # where nobody takes over in an election timeout, the leader goes on
+        if await leader.hand_over(SOON_S):
+            break
+    assert not isinstance(leader.state.role, Leader)
     assert [(reply.id, reply.reason) for reply in told] == [(7, RefusalReason.LEADERSHIP_LOST)]
 
 
