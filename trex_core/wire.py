@@ -163,11 +163,14 @@ def body_bytes(header: bytes, cluster_id: bytes, bytes_max: int = TCP_BODY_BYTES
     return length
 
 
-def _fields(data: bytes, cluster_id: bytes, bytes_max: int) -> tuple[Any, ...]:
-    """All fields of the header that ``data`` begins with. Raises as :func:`body_bytes`."""
-    if len(data) < HEADER_BYTES:
+def _fields(
+    data: bytes | bytearray, cluster_id: bytes, bytes_max: int, at: int = 0
+) -> tuple[Any, ...]:
+    """All fields of the header that is ``at`` this byte of ``data``. Raises as
+    :func:`body_bytes`."""
+    if len(data) - at < HEADER_BYTES:
         raise FrameError("short")
-    fields = _HEADER.unpack_from(data)
+    fields = _HEADER.unpack_from(data, at)
     if fields[0] != MAGIC:
         raise FrameError("magic")
     if fields[1] != FORMAT_VERSION:
@@ -184,6 +187,11 @@ def unframe(data: bytes, cluster_id: bytes, channel: int) -> Frame:
     fields = _fields(data, cluster_id, TCP_BODY_BYTES_MAX)
     if len(data) != HEADER_BYTES + fields[13]:
         raise FrameError("length")
+    return _unframed(data, fields, channel)
+
+
+def _unframed(data: bytes, fields: tuple[Any, ...], channel: int) -> Frame:
+    """The frame that is ``data``, whose header has these ``fields``."""
     body = data[HEADER_BYTES:]
     crc = zlib.crc32(data[64:], zlib.crc32(_ZERO_CRC, zlib.crc32(data[:60])))
     if crc != fields[14]:
@@ -380,10 +388,10 @@ class FrameBuffer:
         frames = []
         start, held = 0, len(data)
         while held - start >= HEADER_BYTES:
-            head = bytes(data[start : start + HEADER_BYTES])
-            end = start + HEADER_BYTES + body_bytes(head, self._cluster_id, self._body_bytes_max)
+            fields = _fields(data, self._cluster_id, self._body_bytes_max, start)
+            end = start + HEADER_BYTES + fields[13]
             if end > held:
                 break
-            frames.append(unframe(bytes(data[start:end]), self._cluster_id, self._channel))
+            frames.append(_unframed(bytes(data[start:end]), fields, self._channel))
             start = end
         return frames, start
