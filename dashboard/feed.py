@@ -839,7 +839,9 @@ class _Replay:
             case ReportFrame(report=report):
                 tape.put(at_ms, (0, report))
             case EventFrame(event=event):
-                tape.put(at_ms, event)
+                # At the frame's time: earlier versions wrote it later than the event, and what came
+                # between is told already.
+                tape.put(at_ms, msgspec.structs.replace(event, at_ms=at_ms))
             case SnapshotFrame(from_slot=from_slot, slot=slot, data=data):
                 if from_slot >= 0:
                     await tape.settle(at_ms)

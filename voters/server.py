@@ -67,7 +67,7 @@ from trex_core.messages import (
 )
 from trex_core.metadata.commands import LeaseExpire, encode_command, what_changes
 from trex_core.metadata.state import MetadataMachine
-from trex_core.paxos import other_voters, room, step
+from trex_core.paxos import CHASE_PATIENCE_TICKS, other_voters, room, step
 from trex_core.quorum import Tally
 from trex_core.roster import REPORTS_PER_S_MAX, Roster
 from trex_core.seal import Signer
@@ -109,10 +109,11 @@ from voters.snapshots import Snapshots
 from voters.transport import Transport
 
 _NEVER_TICK: Final = 1 << 63
-FIXED_HELD_TICKS: Final = 5
+FIXED_HELD_TICKS: Final = CHASE_PATIENCE_TICKS
 """Longest that records of what is fixed are held back, so that the sync of a vote takes them along:
 one of their own would be in the way of the next vote's. What is fixed is on disk at a majority
-already, as accepted; a voter that crashes meanwhile hears of it again."""
+already, as accepted; a voter that crashes meanwhile hears of it again. But archives read of it in
+the journal: it is to be there when a voter that missed it asks."""
 DATAGRAMS_PER_TURN: Final = 512
 """Most datagrams of peers taken in one turn."""
 REPAIRS_PER_TURN: Final = 16

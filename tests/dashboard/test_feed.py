@@ -19,7 +19,7 @@ from dashboard import feed as feeds
 from dashboard import recording as recordings
 from dashboard.dash import default_name
 from dashboard.feed import PENDING_MAX, Feed, open_feed, open_replay
-from dashboard.recording import Header, Recorder, Recording, RecordingError
+from dashboard.recording import EventFrame, Header, Recorder, Recording, RecordingError
 from dashboard.view import (
     SLOTS_MAX,
     Clock,
@@ -344,6 +344,22 @@ async def test_events_are_in_order_though_time_passes_while_they_are_made(
     for events in (live, again):
         times = [event.at_ms for event in events]
         assert times == sorted(times)
+
+
+async def test_an_event_that_was_written_late_is_told_when_it_was_written(tmp_path):
+    """As earlier versions wrote them: the grid of times of a replay lies between."""
+    path, started_ms, late_ms = tmp_path / "r", 1_000_000, 5
+    recorder = Recorder(path, Header("1", make_cluster(), "dash", started_ms))
+    for number in range(1, 8):
+        event = Followed(started_ms + number * (feeds.GRID_MS - 1), 0, 0, 0, True, 0, {})
+        recorder.add(EventFrame(event.at_ms - started_ms + late_ms, event))
+    recorder.end(3_000)
+    await recorder.run()
+    async with open_replay(path, directory=tmp_path / "a", speed=0, at_ms=10**9) as feed:
+        events = feed.take()
+    assert len(of(events, Followed)) == 7
+    times = [event.at_ms for event in events]
+    assert times == sorted(times)
 
 
 async def test_the_same_moment_gives_the_same_events(backbone, tmp_path):

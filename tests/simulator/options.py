@@ -160,7 +160,7 @@ def draw(seed: int, events: int = 2_000) -> Options:
         calm_us=rng.choice((0, 60_000, 150_000, 150_000)),
         loss_after=rng.choice((0.0, 0.0, 0.05, 0.15)),
         heal_all=rng.random() < 0.6,
-        fixed_held_us=rng.choice((0, 0, 20_000, 100_000)),
+        fixed_held_us=rng.choice((0, 0, 20_000, 60_000)),
     )
 
 

@@ -157,7 +157,9 @@ class Voter:
         """Whether :meth:`on_due` is to come."""
         self.log: list[bytes] = []
         self.log_before = 0
-        """``log[i]`` is the value of slot ``log_before + 1 + i``; what the archive serves."""
+        """``log[i]`` is the value of slot ``log_before + 1 + i``."""
+        self.written_slot = 0
+        """What the archive serves: what is fixed, as far as the journal's files tell of it."""
         self.chains: list[bytes] = []
         """``chains[i]`` is the chain at slot ``log_before + i``."""
         self.waiting: dict[int, tuple[Client, Submit]] = {}
@@ -207,6 +209,7 @@ class Voter:
             retry_ticks=world.options.retry_ticks,
         )
         self.state = found.state
+        self.written_slot = found.state.fixed
         self.chains = [world.observer.chains[0]]
         if found.snapshot is not None:
             slot, chain, _ = self.replica.restore(found.snapshot)
@@ -457,6 +460,7 @@ class Voter:
         self.pending_records, self.pending_votes = [], []
         try:
             self.disk.write(records, self.state)
+            self.written_slot = self.state.fixed
         except NoSpaceError:
             world.counts["writes_without_room"] += 1
             self.crash()
@@ -925,7 +929,8 @@ class Voter:
         return frame(self.identity, Channel.CATCHUP, encode_body(answer))
 
     def _serve_entries(self, first: int) -> CatchupEntries | SnapshotOffer | AskOther:
-        before, tip = self.log_before, self.replica.slot
+        before = self.log_before
+        tip = max(before, min(self.replica.slot, self.written_slot))
         if first <= before:
             if not self.disk.snapshots:
                 return AskOther(0, "nothing so old here")
@@ -934,13 +939,13 @@ class Voter:
             return SnapshotOffer(slot, b"", len(data), b"")
         values: list[bytes] = []
         size = 0
-        for value in self.log[first - before - 1 :]:
+        for value in self.log[first - before - 1 : tip - before]:
             if values and size + len(value) > min(RUN_BYTES_MAX, 20_000):
                 break
             values.append(value)
             size += len(value)
         chain = self.chains[first - 1 - before] if first - 1 <= tip else b""
-        newest = SignedTip(tip, self.chains[-1], NO_BALLOT, self.identity.sender, b"")
+        newest = SignedTip(tip, self.chains[tip - before], NO_BALLOT, self.identity.sender, b"")
         last = first + len(values) - 1
         end = newest
         if values and last < tip:
