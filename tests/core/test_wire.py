@@ -99,6 +99,49 @@ def test_each_reason_is_named() -> None:
         assert caught.value.reason == reason
 
 
+def test_each_reason_of_a_sealed_frame_is_named() -> None:
+    prefix = wire.sealed_prefix(IDENTITY, wire.Channel.STREAM, 7, 9)
+    numbers = (1, 0, 1, 3)
+
+    def sealed(nonce: bytes, body: bytes, head: bytes) -> bytes:
+        assert (len(nonce), len(head)) == (wire.NONCE_BYTES, 64)
+        return body + b"t" * wire.TAG_BYTES
+
+    data = wire.sealed_frame(prefix, *numbers, b"body", sealed)
+    head = wire.sealed_head(data, CLUSTER, wire.Channel.STREAM)
+    assert head == wire.Frame(
+        wire.Channel.STREAM, IDENTITY.sender, IDENTITY.incarnation, IDENTITY.boot, 9, 1, 0, 1,
+        b"body" + b"t" * wire.TAG_BYTES, 7, 3,
+    )  # fmt: skip
+    long = bytes(wire.DATAGRAM_BODY_BYTES_MAX + 1)
+    cases = [
+        ("short", data[:79]),
+        ("magic", b"XX" + data[2:]),
+        ("version", data[:2] + b"\x09" + data[3:]),
+        ("cluster", data[:4] + b"another-cluster!" + data[20:]),
+        ("length", data[:-1]),
+        ("length", data + b"!"),
+        ("length", wire.sealed_frame(prefix, *numbers, long, sealed)),
+        ("channel", data[:3] + bytes([wire.Channel.PEER]) + data[4:]),
+        ("sealed", data[:22] + bytes(2) + data[24:]),
+        ("part", data[:52] + b"\x01" + data[53:]),
+    ]
+    for reason, bad in cases:
+        with pytest.raises(wire.FrameError) as caught:
+            wire.sealed_head(bad, CLUSTER, wire.Channel.STREAM)
+        assert caught.value.reason == reason
+
+
+def test_the_length_of_a_body_is_told_by_a_good_header_only() -> None:
+    data = wire.frame(IDENTITY, wire.Channel.PEER, b"body")
+    assert wire.body_bytes(data[: wire.HEADER_BYTES], CLUSTER) == 4
+    for reason, bad, most in (("short", data[:79], 4), ("magic", b"XX" + data[2:], 4),
+                              ("length", data, 3)):  # fmt: skip
+        with pytest.raises(wire.FrameError) as caught:
+            wire.body_bytes(bad, CLUSTER, most)
+        assert caught.value.reason == reason
+
+
 def with_field(data: bytes, index: int, value: int) -> bytes:
     """A whole frame with one field of its header changed, and the checksum that is right then."""
     fields = list(wire._HEADER.unpack_from(data))
