@@ -113,7 +113,7 @@ FIXED_HELD_TICKS: Final = CHASE_PATIENCE_TICKS
 """Longest that records of what is fixed are held back, so that the sync of a vote takes them along:
 one of their own would be in the way of the next vote's. What is fixed is on disk at a majority
 already, as accepted; a voter that crashes meanwhile hears of it again. But archives read of it in
-the journal: it is to be there when a voter that missed it asks."""
+the journal: it is to be there when a voter that missed it asks. Anything else waits a tick."""
 DATAGRAMS_PER_TURN: Final = 512
 """Most datagrams of peers taken in one turn."""
 REPAIRS_PER_TURN: Final = 16
@@ -613,11 +613,11 @@ class Voter:
     def _write(self) -> None:
         """Hand records to the journal if a vote waits for them, or if they are due."""
         if self._records:
-            due = self.state.tick + 1
-            if all(isinstance(each, FixedRecord) for each in self._records):
-                due = self.state.tick + FIXED_HELD_TICKS
-            self._due_tick = min(self._due_tick, due)
             self._journal.append(self._records)
+            if not self._votes:
+                patient = all(isinstance(each, FixedRecord) for each in self._records)
+                due = self.state.tick + (FIXED_HELD_TICKS if patient else 1)
+                self._due_tick = min(self._due_tick, due)
             self._records = []
         if not self._votes and self.state.tick < self._due_tick:
             return
