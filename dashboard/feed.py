@@ -480,9 +480,7 @@ class _Live:
     def _note(self, event: Followed | PastLed) -> None:
         self._inbox.add(event)
         if self._recorder is not None:
-            # At the event's own time: were the frame later, a replay could tell of what came after
-            # the event first.
-            self._recorder.add(EventFrame(event.at_ms - self._clock.start_ms, event))
+            self._recorder.add(EventFrame(self._clock.passed_ms(), event))
 
     async def tell_past(self) -> None:
         """Once it is up to date: who led before it was watched, out of the store."""
@@ -839,8 +837,8 @@ class _Replay:
             case ReportFrame(report=report):
                 tape.put(at_ms, (0, report))
             case EventFrame(event=event):
-                # At the frame's time: earlier versions wrote it later than the event, and what came
-                # between is told already.
+                # At the frame's time, as all else: that is later than the event's own, and a grid
+                # of times may lie between.
                 tape.put(at_ms, msgspec.structs.replace(event, at_ms=at_ms))
             case SnapshotFrame(from_slot=from_slot, slot=slot, data=data):
                 if from_slot >= 0:

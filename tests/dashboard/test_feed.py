@@ -347,7 +347,7 @@ async def test_events_are_in_order_though_time_passes_while_they_are_made(
 
 
 async def test_an_event_that_was_written_late_is_told_when_it_was_written(tmp_path):
-    """As earlier versions wrote them: the grid of times of a replay lies between."""
+    """A frame is written after its event was made: the grid of times of a replay lies between."""
     path, started_ms, late_ms = tmp_path / "r", 1_000_000, 5
     recorder = Recorder(path, Header("1", make_cluster(), "dash", started_ms))
     for number in range(1, 8):
