@@ -35,10 +35,10 @@ coverage:
     .venv/bin/coverage run -m pytest -q -p no:cacheprovider tests/core
     .venv/bin/coverage report
 
-# long runs, until Ctrl-C: products, asyncio, model search, simulator, decoders, journals, attacks
+# long runs, until Ctrl-C: products, uvloop, model search, simulator, decoders, journals, attacks
 soak seeds="10000" search_s="1800" cases="1000000" datagrams="1000000" attack_s="300" minutes="30":
     TREX_WIDE=1 .venv/bin/python -m pytest -q -s --timeout 3600 tests/core/test_exhaustive.py
-    .venv/bin/python -m pytest -q -n 4 --loop asyncio tests/voters tests/listeners tests/dashboard
+    .venv/bin/python -m pytest -q -n 4 --loop uvloop tests/voters tests/listeners tests/dashboard
     .venv/bin/python -m tests.search --ballots 3 --slots 2 --cpu-s {{search_s}}
     .venv/bin/python -m tests.simulator --seeds {{seeds}}
     .venv/bin/python -m tests.fuzz --cases {{cases}}

@@ -17,7 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--seed", type=int, default=0, help="first seed of the swarm")
     group.addoption("--runs", type=int, default=0, help="how many seeds (0: as the test says)")
     group = parser.getgroup("loop")
-    group.addoption("--loop", choices=["uvloop", "asyncio"], default="uvloop", help="event loop")
+    group.addoption("--loop", choices=["asyncio", "uvloop"], default="asyncio", help="event loop")
 
 
 def pytest_configure() -> None:
@@ -28,7 +28,7 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session")
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
-    """Coroutines run on uvloop, as the product does where there is one."""
+    """Coroutines run on asyncio, plain or with uvloop, as the product does where there is one."""
     return "asyncio", {"use_uvloop": request.config.getoption("--loop") == "uvloop"}
 
 
